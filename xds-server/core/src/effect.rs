@@ -1,0 +1,67 @@
+//! What a step asks its owner to do.
+use std::sync::Arc;
+
+use seldon_proto::{agent::ModelOperationMessage, scheduler::Model};
+
+use crate::{AgentKey, StreamId};
+
+/// Desired state, as the store keeps it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// A model that is wanted, or (`deleted`) one whose removal is still under way.
+    Model {
+        name: Arc<str>,
+        /// The newest version's number.
+        version: u32,
+        spec: Arc<Model>,
+        deleted: bool,
+    },
+    /// A server's wish for replicas.
+    Server {
+        name: Arc<str>,
+        expected_replicas: u32,
+        min_replicas: u32,
+        max_replicas: u32,
+    },
+}
+
+/// What a step asks its owner to do, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Must be durable before the event's request is answered.
+    Persist(Record),
+    /// The model is gone for good.
+    ForgetModel(Arc<str>),
+    /// The server is gone for good.
+    ForgetServer(Arc<str>),
+    /// A command for an agent; a stream that is gone gives [`crate::Event::SendFailed`].
+    Send {
+        agent: AgentKey,
+        stream: StreamId,
+        message: Box<ModelOperationMessage>,
+    },
+    /// `State::route(model)` changed (also: appeared or disappeared).
+    RouteChanged(Arc<str>),
+    /// `State::endpoints(set)` changed for every set of this server.
+    EndpointsChanged(Arc<str>),
+    /// The status of a model changed: tell subscribers.
+    ModelChanged(Arc<str>),
+    /// The status of a server changed: tell subscribers.
+    ServerChanged(Arc<str>),
+    /// A drain is complete: nothing is routed to the replica any more.
+    Drained { token: u64 },
+}
+
+/// Why a request was not accepted; the text names the object and the way out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// gRPC `FailedPrecondition`.
+    #[error("{0}")]
+    Precondition(String),
+    /// gRPC `InvalidArgument`.
+    #[error("{0}")]
+    Invalid(String),
+    /// gRPC `Internal`: what an agent reported does not fit what was asked of it.
+    #[error("{0}")]
+    Mismatch(String),
+}

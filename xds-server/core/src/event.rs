@@ -1,0 +1,79 @@
+//! What can happen to the world.
+use std::{sync::Arc, time::Duration};
+
+use seldon_proto::{
+    agent::{AgentSubscribeRequest, ModelEventMessage},
+    scheduler::{KubernetesMeta, Model, ServerNotify},
+};
+
+use crate::Record;
+
+/// The time of an event, told by whoever observed it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Now {
+    /// Since an arbitrary start; never goes back. All deadlines are in this.
+    pub monotonic: Duration,
+    /// Wall clock since 1970; only shown, never compared.
+    pub wall: Duration,
+}
+
+/// Counts changes of the routed world; grows by one with every change of any route or endpoint.
+pub type Generation = u64;
+
+/// One subscription of an agent, unique in the life of a scheduler.
+pub type StreamId = u64;
+
+/// A replica of a server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgentKey {
+    pub server: Arc<str>,
+    pub replica: u32,
+}
+
+/// What can happen to the world. Requests are answered by [`crate::Outcome::reply`].
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Desired state read back from the store, before anything else happens.
+    Restored(Vec<Record>),
+    LoadModel(Box<Model>),
+    UnloadModel {
+        name: String,
+        kubernetes_meta: Option<KubernetesMeta>,
+    },
+    ServerNotify {
+        servers: Vec<ServerNotify>,
+        first_sync: bool,
+    },
+    /// An agent subscribed. A second stream of the same replica replaces the first.
+    AgentConnected {
+        stream: StreamId,
+        subscription: Box<AgentSubscribeRequest>,
+    },
+    /// A stream ended. Ignored where a newer stream of the same replica took over.
+    AgentDisconnected { agent: AgentKey, stream: StreamId },
+    /// An agent reported on one of its models.
+    AgentReported(Box<ModelEventMessage>),
+    /// An effect `Send` could not be delivered.
+    SendFailed {
+        agent: AgentKey,
+        stream: StreamId,
+        model: String,
+        version: u32,
+    },
+    /// An agent is about to stop and asks for its models to be served elsewhere first. Answered by
+    /// [`crate::Effect::Drained`] with the same token.
+    DrainRequested { agent: AgentKey, token: u64 },
+    /// `serving`: every Envoy that keeps up has acknowledged this generation. `released`: no Envoy, connected or
+    /// within its routing lease, can still use anything older.
+    RoutesAcknowledged {
+        serving: Generation,
+        released: Generation,
+    },
+    /// An Envoy refused the route of a model, or (`None`) took it after all.
+    RouteRejected {
+        model: String,
+        reason: Option<String>,
+    },
+    /// A deadline given by [`crate::State::next_deadline`] has come.
+    Tick,
+}
