@@ -1,0 +1,35 @@
+//! Metrics in the text form that Prometheus scrapes.
+use std::{future::Future, io, sync::Arc};
+
+use axum::{
+    Router, extract::State, http::header::CONTENT_TYPE, response::IntoResponse, routing::get,
+};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use tokio::net::TcpListener;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics of a registry as text.
+pub fn render(registry: &Registry) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = encode(&mut text, registry);
+    text
+}
+
+/// Serves `GET /metrics` until `stop` resolves.
+pub async fn serve(
+    listener: TcpListener,
+    registry: Arc<Registry>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let scrape = |State(registry): State<Arc<Registry>>| async move {
+        ([(CONTENT_TYPE, OPEN_METRICS)], render(&registry)).into_response()
+    };
+    let app = Router::new()
+        .route("/metrics", get(scrape))
+        .with_state(registry);
+    axum::serve(listener, app)
+        .with_graceful_shutdown(stop)
+        .await
+}
