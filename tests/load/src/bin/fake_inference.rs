@@ -1,0 +1,45 @@
+//! `fake-inference`: the trivially fast inference server as a process.
+use std::time::Duration;
+
+use clap::Parser;
+use seldon_load::fake::{Behaviour, serve};
+use tokio::net::TcpListener;
+
+/// A trivially fast inference server for benchmarks and fault tests.
+#[derive(Parser)]
+struct Args {
+    /// REST (and gRPC) port on loopback.
+    #[arg(long)]
+    http_port: u16,
+    /// gRPC (and REST) port on loopback.
+    #[arg(long)]
+    grpc_port: u16,
+    /// Milliseconds that a load takes.
+    #[arg(long, default_value_t = 0)]
+    load_ms: u64,
+    /// Milliseconds that an inference takes.
+    #[arg(long, default_value_t = 0)]
+    infer_ms: u64,
+    /// Refuse to load models whose name starts so.
+    #[arg(long)]
+    refuse_prefix: Option<String>,
+    /// Never answer models whose name starts so.
+    #[arg(long)]
+    hang_prefix: Option<String>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let behaviour = Behaviour {
+        load: Duration::from_millis(args.load_ms),
+        infer: Duration::from_millis(args.infer_ms),
+        refuse_prefix: args.refuse_prefix,
+        hang_prefix: args.hang_prefix,
+    };
+    let http = TcpListener::bind(("127.0.0.1", args.http_port)).await?;
+    let grpc = TcpListener::bind(("127.0.0.1", args.grpc_port)).await?;
+    tokio::spawn(serve(http, behaviour.clone()));
+    serve(grpc, behaviour).await;
+    Ok(())
+}
