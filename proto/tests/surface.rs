@@ -48,7 +48,12 @@ fn the_tables_are_whole() {
             .count()
     };
     assert_eq!(
-        (count("message"), count("field"), count("enum"), count("rpc")),
+        (
+            count("message"),
+            count("field"),
+            count("enum"),
+            count("rpc")
+        ),
         (129, 388, 88, 39)
     );
 }
@@ -57,11 +62,16 @@ fn the_tables_are_whole() {
 fn apis_is_a_link_to_proto() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let apis = root.join("apis");
-    assert!(apis.is_symlink(), "documented grpcurl commands import from `apis`");
+    assert!(
+        apis.is_symlink(),
+        "documented grpcurl commands import from `apis`"
+    );
     assert!(apis.join("mlops/scheduler/scheduler.proto").is_file());
     assert_eq!(
         apis.canonicalize().expect("the link resolves"),
-        root.join("proto").canonicalize().expect("proto is a folder")
+        root.join("proto")
+            .canonicalize()
+            .expect("proto is a folder")
     );
 }
 
@@ -70,7 +80,9 @@ fn in_tables(package: &str) -> bool {
 }
 
 fn known_types() -> BTreeSet<String> {
-    let messages = POOL.all_messages().map(|message| message.full_name().to_owned());
+    let messages = POOL
+        .all_messages()
+        .map(|message| message.full_name().to_owned());
     let enums = POOL.all_enums().map(|item| item.full_name().to_owned());
     messages.chain(enums).collect()
 }
@@ -90,17 +102,19 @@ fn normalised(line: &str, known: &BTreeSet<String>) -> String {
             format!("{owner} rpc {} {}", words[2], types.join(" "))
         }
         "field" => {
-            let (head, tail) = line.split_at(line.find(words[3]).expect("a field has a name"));
-            let mut parts: Vec<String> = tail.split(' ').map(str::to_owned).collect();
+            let mut parts: Vec<String> = words[3..].iter().map(|word| (*word).to_owned()).collect();
             let at = usize::from(matches!(parts[1].as_str(), "repeated" | "optional")) + 1;
-            parts[at] = match parts[at].strip_prefix("map<").and_then(|rest| rest.strip_suffix('>')) {
+            parts[at] = match parts[at]
+                .strip_prefix("map<")
+                .and_then(|rest| rest.strip_suffix('>'))
+            {
                 Some(pair) => {
                     let (key, value) = pair.split_once(',').expect("a map has two types");
                     format!("map<{key},{}>", resolve(value))
                 }
                 None => resolve(&parts[at]),
             };
-            format!("{head}{}", parts.join(" "))
+            format!("{owner} field {} {}", words[2], parts.join(" "))
         }
         _ => line.to_owned(),
     }
@@ -133,7 +147,10 @@ fn actual_facts() -> BTreeSet<String> {
             enum_facts(&item, &mut facts);
         }
     }
-    for service in POOL.services().filter(|service| in_tables(service.package_name())) {
+    for service in POOL
+        .services()
+        .filter(|service| in_tables(service.package_name()))
+    {
         for method in service.methods() {
             let stream = |yes| if yes { "stream " } else { "" };
             facts.insert(format!(
@@ -168,7 +185,9 @@ fn message_facts(message: &MessageDescriptor, facts: &mut BTreeSet<String>) {
             _ if oneof.is_none() && field.field_descriptor_proto().proto3_optional() => "optional ",
             _ => "",
         };
-        let tail = oneof.map(|name| format!(" oneof {name}")).unwrap_or_default();
+        let tail = oneof
+            .map(|name| format!(" oneof {name}"))
+            .unwrap_or_default();
         facts.insert(format!(
             "{owner} field {} {} {label}{}{tail}",
             field.number(),
@@ -180,7 +199,12 @@ fn message_facts(message: &MessageDescriptor, facts: &mut BTreeSet<String>) {
 
 fn enum_facts(item: &EnumDescriptor, facts: &mut BTreeSet<String>) {
     for value in item.values() {
-        facts.insert(format!("{} enum {} {}", item.full_name(), value.number(), value.name()));
+        facts.insert(format!(
+            "{} enum {} {}",
+            item.full_name(),
+            value.number(),
+            value.name()
+        ));
     }
 }
 
