@@ -1,0 +1,260 @@
+//! Which paths and RPCs may reach the inference server, and how they are spelled there.
+use std::borrow::Cow;
+
+use http::Method;
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// The inference server itself, under this path.
+    Server(&'static str),
+    /// A model, with what follows its name.
+    Model(&'static str),
+}
+
+/// Why a request goes no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    NotFound,
+    /// With the methods that are allowed.
+    Method(&'static str),
+}
+
+/// What a model answers to, how, and the name for it at the inference server.
+const MODEL: [(&str, bool); 5] = [
+    ("infer", true),
+    ("infer_stream", true),
+    ("generate", true),
+    ("generate_stream", true),
+    ("ready", false),
+];
+
+/// Finds the route of a REST request. The model's name in the path does not matter: the header names the model.
+pub(crate) fn rest(method: &Method, path: &str) -> Result<Rest, Refused> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let mut segments = path
+        .strip_prefix('/')
+        .ok_or(Refused::NotFound)?
+        .split('/')
+        .map(decoded);
+    let mut next = || segments.next();
+    let fixed = |segment: Option<Cow<'_, str>>, wanted| segment.as_deref() == Some(wanted);
+    if !fixed(next(), "v2") {
+        return Err(Refused::NotFound);
+    }
+    let (route, posts) = match next().as_deref() {
+        None => (Rest::Server("/v2"), false),
+        Some("health") => match next().as_deref() {
+            Some("live") => (Rest::Server("/v2/health/live"), false),
+            Some("ready") => (Rest::Server("/v2/health/ready"), false),
+            _ => return Err(Refused::NotFound),
+        },
+        Some("models") => {
+            next()
+                .filter(|name| !name.is_empty())
+                .ok_or(Refused::NotFound)?;
+            let mut tail = next();
+            if tail.as_deref() == Some("versions") {
+                next()
+                    .filter(|version| !version.is_empty())
+                    .ok_or(Refused::NotFound)?;
+                tail = next();
+            }
+            match tail.as_deref() {
+                None => (Rest::Model(""), false),
+                Some(tail) => {
+                    let known = MODEL.iter().find(|(name, _)| *name == tail);
+                    known
+                        .map(|&(name, posts)| (Rest::Model(name), posts))
+                        .ok_or(Refused::NotFound)?
+                }
+            }
+        }
+        _ => return Err(Refused::NotFound),
+    };
+    if next().is_some() {
+        return Err(Refused::NotFound);
+    }
+    let allowed = if posts {
+        *method == Method::POST
+    } else {
+        *method == Method::GET || *method == Method::HEAD
+    };
+    if allowed {
+        Ok(route)
+    } else {
+        Err(Refused::Method(if posts { "POST" } else { "GET, HEAD" }))
+    }
+}
+
+/// A segment with its percent-encoding undone; what is not text matches nothing.
+fn decoded(segment: &str) -> Cow<'_, str> {
+    if !segment.contains('%') {
+        return Cow::Borrowed(segment);
+    }
+    let bytes = segment.as_bytes();
+    let mut text = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = segment.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                text.push(byte);
+                at += 3;
+            }
+            None => {
+                text.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    Cow::Owned(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The path of a model at the inference server.
+pub(crate) fn model_path(internal: &str) -> String {
+    use std::fmt::Write as _;
+    let mut path = String::from("/v2/models/");
+    for byte in internal.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            write!(path, "%{byte:02X}").expect("writing to a string does not fail");
+        }
+    }
+    path
+}
+
+/// An RPC that may pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rpc {
+    /// The full method, as the label `method` shows it.
+    pub(crate) path: &'static str,
+    /// Whether its requests name a model in field 1 and a version in field 2.
+    pub(crate) of_model: bool,
+}
+
+/// Finds an allowed RPC by its full method.
+pub(crate) fn rpc(path: &str) -> Option<Rpc> {
+    const fn rpc(path: &'static str, of_model: bool) -> Rpc {
+        Rpc { path, of_model }
+    }
+    const ALLOWED: [Rpc; 7] = [
+        rpc("/inference.GRPCInferenceService/ModelInfer", true),
+        rpc("/inference.GRPCInferenceService/ModelStreamInfer", true),
+        rpc("/inference.GRPCInferenceService/ModelReady", true),
+        rpc("/inference.GRPCInferenceService/ModelMetadata", true),
+        rpc("/inference.GRPCInferenceService/ServerLive", false),
+        rpc("/inference.GRPCInferenceService/ServerReady", false),
+        rpc("/inference.GRPCInferenceService/ServerMetadata", false),
+    ];
+    ALLOWED.into_iter().find(|rpc| rpc.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inference_paths_pass() {
+        for (method, path, route) in [
+            ("POST", "/v2/models/iris/infer", Rest::Model("infer")),
+            ("POST", "/v2/models/iris/infer/", Rest::Model("infer")),
+            (
+                "POST",
+                "/v2/models/x.experiment/infer",
+                Rest::Model("infer"),
+            ),
+            ("POST", "/v2/models/iris%2Fa/%69nfer", Rest::Model("infer")),
+            (
+                "POST",
+                "/v2/models/iris/versions/1/infer",
+                Rest::Model("infer"),
+            ),
+            ("POST", "/v2/models/versions/infer", Rest::Model("infer")),
+            (
+                "POST",
+                "/v2/models/iris/infer_stream",
+                Rest::Model("infer_stream"),
+            ),
+            ("POST", "/v2/models/iris/generate", Rest::Model("generate")),
+            (
+                "POST",
+                "/v2/models/iris/versions/2/generate_stream",
+                Rest::Model("generate_stream"),
+            ),
+            ("GET", "/v2/models/iris", Rest::Model("")),
+            ("HEAD", "/v2/models/iris/versions/1", Rest::Model("")),
+            ("GET", "/v2/models/iris/ready", Rest::Model("ready")),
+            (
+                "HEAD",
+                "/v2/models/iris/versions/1/ready",
+                Rest::Model("ready"),
+            ),
+            ("GET", "/v2/health/live", Rest::Server("/v2/health/live")),
+            ("HEAD", "/v2/health/ready", Rest::Server("/v2/health/ready")),
+            ("GET", "/v2", Rest::Server("/v2")),
+            ("GET", "/v2/", Rest::Server("/v2")),
+        ] {
+            assert_eq!(
+                rest(&method.parse().unwrap(), path),
+                Ok(route),
+                "{method} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        for (method, path, refused) in [
+            ("POST", "/v2/repository/index", Refused::NotFound),
+            ("POST", "/v2/repository/models/iris/load", Refused::NotFound),
+            ("POST", "/v2/models/iris/load", Refused::NotFound),
+            (
+                "POST",
+                "/v2/models/..%2Frepository/models/iris/unload",
+                Refused::NotFound,
+            ),
+            ("POST", "/v2/models/iris/infer/chat", Refused::NotFound),
+            ("POST", "/v2/models//infer", Refused::NotFound),
+            ("GET", "/v2/models/iris/versions", Refused::NotFound),
+            ("GET", "/v2/models", Refused::NotFound),
+            ("GET", "/v2/docs", Refused::NotFound),
+            ("GET", "/metrics", Refused::NotFound),
+            ("GET", "/", Refused::NotFound),
+            ("GET", "//v2/health/live", Refused::NotFound),
+            ("GET", "/v2/models/iris/infer", Refused::Method("POST")),
+            ("POST", "/v2/models/iris", Refused::Method("GET, HEAD")),
+            (
+                "DELETE",
+                "/v2/models/iris/ready",
+                Refused::Method("GET, HEAD"),
+            ),
+            ("POST", "/v2/health/live", Refused::Method("GET, HEAD")),
+        ] {
+            assert_eq!(
+                rest(&method.parse().unwrap(), path),
+                Err(refused),
+                "{method} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn repository_rpcs_are_not_allowed() {
+        assert!(rpc("/inference.GRPCInferenceService/ModelInfer").is_some_and(|rpc| rpc.of_model));
+        for path in [
+            "/inference.GRPCInferenceService/RepositoryModelLoad",
+            "/grpc.health.v1.Health/Check",
+            "/",
+        ] {
+            assert_eq!(rpc(path), None);
+        }
+    }
+
+    #[test]
+    fn odd_names_stay_one_segment() {
+        assert_eq!(model_path("iris_1"), "/v2/models/iris_1");
+        assert_eq!(model_path("../a?b_1"), "/v2/models/..%2Fa%3Fb_1");
+    }
+}
