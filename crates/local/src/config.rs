@@ -1,0 +1,257 @@
+//! What is started and how: from a configuration to command lines and files, without starting anything.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::bootstrap;
+use crate::component::Component;
+use crate::parts::Parts;
+use crate::ports::{Ports, ReplicaPorts};
+use crate::process::Launch;
+
+/// Everything that defines a local system; kept as a file by `seldon local up`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// Holds a folder and a log file for each process.
+    pub run_dir: PathBuf,
+    pub ports: Ports,
+    pub parts: Parts,
+    /// What the remote `gs` reads.
+    pub artefacts: PathBuf,
+    /// Worker threads of each Envoy.
+    pub envoy_concurrency: usize,
+    /// Memory that each replica offers to models, in bytes.
+    pub memory_bytes: u64,
+    /// How much more than that may be promised, in percent.
+    pub over_commit_percentage: u32,
+    /// Requirements of models that the servers meet.
+    pub capabilities: Vec<String>,
+    pub log_level: String,
+    /// Further arguments and variables for one process or, under `scheduler`, `agent`, `mlserver` or `envoy`, for all
+    /// of a kind.
+    #[serde(default)]
+    pub args: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    pub env: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Config {
+    /// Returns the defaults, those of the documented local installation.
+    pub fn new(run_dir: PathBuf, ports: Ports, parts: Parts, artefacts: PathBuf) -> Self {
+        Self {
+            run_dir,
+            ports,
+            parts,
+            artefacts,
+            envoy_concurrency: 1,
+            memory_bytes: 10_000_000,
+            over_commit_percentage: 20,
+            capabilities: ["mlserver", "python", "sklearn"].map(str::to_owned).into(),
+            log_level: "info".to_owned(),
+            args: BTreeMap::new(),
+            env: BTreeMap::new(),
+        }
+    }
+
+    /// Lists the processes.
+    pub fn components(&self) -> Vec<Component> {
+        Component::all(self.ports.replicas.len(), self.ports.envoys.len())
+    }
+
+    /// Returns a process's own folder. An inference server has its agent's models in the agent's folder.
+    pub fn folder(&self, component: Component) -> PathBuf {
+        self.run_dir.join(component.to_string())
+    }
+
+    /// Returns the file that a process prints to.
+    pub fn log(&self, component: Component) -> PathBuf {
+        self.run_dir.join(format!("{component}.log"))
+    }
+
+    /// Returns port and path where a process says that it is ready.
+    pub(crate) fn readiness(&self, component: Component) -> Result<(u16, &'static str)> {
+        Ok(match component {
+            Component::Scheduler => (self.ports.scheduler.health, "/ready"),
+            Component::MlServer(index) => (self.replica(index)?.server_rest, "/v2/health/ready"),
+            Component::Agent(index) => (self.replica(index)?.ready, "/ready"),
+            Component::Envoy(index) => (
+                self.ports
+                    .envoys
+                    .get(index)
+                    .with_context(|| format!("no {component} in this system"))?
+                    .status,
+                "/ready",
+            ),
+        })
+    }
+
+    fn replica(&self, index: usize) -> Result<&ReplicaPorts> {
+        self.ports
+            .replicas
+            .get(index)
+            .with_context(|| format!("no replica {index} in this system"))
+    }
+
+    /// Writes the files that a process reads, and returns its command line.
+    pub(crate) fn prepare(&self, component: Component) -> Result<Launch> {
+        let folder = self.folder(component);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let mut launch = Launch {
+            program: PathBuf::new(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            folder,
+            log: self.log(component),
+        };
+        match component {
+            Component::Scheduler => self.scheduler(&mut launch),
+            Component::Agent(index) => self.agent(index, &mut launch)?,
+            Component::MlServer(index) => self.mlserver(index, &mut launch)?,
+            Component::Envoy(index) => self.envoy(index, &mut launch)?,
+        }
+        let name = component.to_string();
+        let kind = name.split('-').next().unwrap_or(&name);
+        let keys = if kind == name {
+            vec![kind]
+        } else {
+            vec![kind, &name]
+        };
+        for key in keys {
+            launch
+                .args
+                .extend(self.args.get(key).into_iter().flatten().cloned());
+            launch.env.extend(
+                self.env
+                    .get(key)
+                    .into_iter()
+                    .flatten()
+                    .map(|(name, value)| (name.clone(), value.clone())),
+            );
+        }
+        Ok(launch)
+    }
+
+    fn scheduler(&self, launch: &mut Launch) {
+        let ports = &self.ports.scheduler;
+        let data_port = self.ports.envoys.first().map_or(9000, |envoy| envoy.data);
+        launch.program.clone_from(&self.parts.scheduler);
+        launch.args = flags(&[
+            ("envoy-port", &ports.xds),
+            ("scheduler-port", &ports.api),
+            ("agent-port", &ports.agents),
+            ("dataflow-port", &ports.dataflow),
+            ("health-probe-port", &ports.health),
+            ("envoy-data-port", &data_port),
+            ("filter-module", &self.parts.filter_module.display()),
+            ("db-path", &launch.folder.join("db").display()),
+            ("scheduler-ready-timeout-seconds", &30),
+            (
+                "envoy-accesslog-path",
+                &self.run_dir.join("envoy-access.log").display(),
+            ),
+            ("namespace", &"local"),
+            ("log-level", &self.log_level),
+        ]);
+    }
+
+    fn agent(&self, index: usize, launch: &mut Launch) -> Result<()> {
+        let ports = self.replica(index)?;
+        let config = launch.folder.join("config");
+        fs::create_dir_all(&config)?;
+        fs::create_dir_all(launch.folder.join("models"))?;
+        // JSON is YAML.
+        let alias =
+            json!({"name": "gs", "type": "alias", "parameters": {"remote": self.artefacts}});
+        let content = json!({"rclone": {"config": [alias]}});
+        fs::write(
+            config.join("agent.yaml"),
+            serde_json::to_string_pretty(&content)? + "\n",
+        )?;
+        let envoy = self.ports.envoys.first().map_or(9000, |envoy| envoy.data);
+        launch.program.clone_from(&self.parts.agent);
+        launch.args = flags(&[
+            ("agent-host", &"127.0.0.1"),
+            ("server-name", &"mlserver"),
+            ("server-idx", &index),
+            ("server-type", &"mlserver"),
+            ("capabilities", &self.capabilities.join(",")),
+            ("memory-bytes", &self.memory_bytes),
+            ("over-commit-percentage", &self.over_commit_percentage),
+            ("scheduler-host", &"127.0.0.1"),
+            ("scheduler-port", &self.ports.scheduler.agents),
+            ("inference-host", &"127.0.0.1"),
+            ("inference-http-port", &ports.server_rest),
+            ("inference-grpc-port", &ports.server_grpc),
+            ("reverse-proxy-http-port", &ports.rest),
+            ("reverse-proxy-grpc-port", &ports.grpc),
+            ("debug-grpc-port", &ports.debug),
+            ("metrics-port", &ports.metrics),
+            ("drainer-port", &ports.drain),
+            ("readiness-port", &ports.ready),
+            ("rclone-host", &"127.0.0.1"),
+            ("rclone-port", &ports.rclone),
+            ("rclone-binary", &self.parts.rclone.display()),
+            ("agent-folder", &launch.folder.display()),
+            ("config-path", &config.display()),
+            ("envoy-host", &"127.0.0.1"),
+            ("envoy-port", &envoy),
+            ("log-level", &self.log_level),
+        ]);
+        Ok(())
+    }
+
+    fn mlserver(&self, index: usize, launch: &mut Launch) -> Result<()> {
+        let ports = self.replica(index)?;
+        let models = self.folder(Component::Agent(index)).join("models");
+        fs::create_dir_all(&models)?;
+        launch.program.clone_from(&self.parts.mlserver);
+        launch.args = vec!["start".to_owned(), models.display().to_string()];
+        let variables = [
+            ("MLSERVER_HOST", "127.0.0.1".to_owned()),
+            ("MLSERVER_HTTP_PORT", ports.server_rest.to_string()),
+            ("MLSERVER_GRPC_PORT", ports.server_grpc.to_string()),
+            ("MLSERVER_METRICS_PORT", ports.server_metrics.to_string()),
+            (
+                "MLSERVER_MODEL_REPOSITORY_ROOT",
+                models.display().to_string(),
+            ),
+            ("MLSERVER_LOAD_MODELS_AT_STARTUP", "false".to_owned()),
+            ("MLSERVER_PARALLEL_WORKERS", "0".to_owned()),
+            ("MLSERVER_GRPC_MAX_MESSAGE_LENGTH", "1048576000".to_owned()),
+            ("MLSERVER_DEBUG", "false".to_owned()),
+            ("PYTHONUNBUFFERED", "1".to_owned()),
+        ];
+        launch
+            .env
+            .extend(variables.map(|(name, value)| (name.to_owned(), value)));
+        Ok(())
+    }
+
+    fn envoy(&self, index: usize, launch: &mut Launch) -> Result<()> {
+        let file = launch.folder.join("bootstrap.yaml");
+        fs::write(&file, bootstrap::render(self, index)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        launch.program.clone_from(&self.parts.envoy);
+        // Without hot restart several Envoys run side by side.
+        launch.args = vec!["--disable-hot-restart".to_owned()];
+        launch.args.extend(flags(&[
+            ("concurrency", &self.envoy_concurrency),
+            ("log-level", &self.log_level),
+            ("config-path", &file.display()),
+        ]));
+        Ok(())
+    }
+}
+
+fn flags(pairs: &[(&str, &dyn std::fmt::Display)]) -> Vec<String> {
+    pairs
+        .iter()
+        .map(|(name, value)| format!("--{name}={value}"))
+        .collect()
+}

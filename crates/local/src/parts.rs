@@ -1,0 +1,123 @@
+//! The programs a local system is made of: ours, found beside the running one, and the fetched ones.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use seldon_components::{Cache, EnvoyVersion};
+use serde::{Deserialize, Serialize};
+
+/// Where every program is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Parts {
+    pub scheduler: PathBuf,
+    pub agent: PathBuf,
+    pub cli: PathBuf,
+    pub filter_module: PathBuf,
+    pub envoy: PathBuf,
+    pub mlserver: PathBuf,
+    pub rclone: PathBuf,
+}
+
+impl Parts {
+    /// Finds our programs and fetches the others, all at once.
+    pub fn find(cache: &Cache, version: EnvoyVersion) -> Result<Self> {
+        let folder = beside()?;
+        let scheduler = program(&folder, "seldon-scheduler")?;
+        let agent = program(&folder, "seldon-agent")?;
+        let cli = program(&folder, "seldon")?;
+        let filter_module = filter_module(&folder)?;
+        let (envoy, mlserver, rclone) = std::thread::scope(|scope| {
+            let envoy = scope.spawn(|| cache.envoy(version));
+            let mlserver = scope.spawn(|| cache.mlserver());
+            let rclone = cache.rclone();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<PathBuf>>| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| bail!("a fetching thread panicked"))
+            };
+            (join(envoy), join(mlserver), rclone)
+        });
+        Ok(Self {
+            scheduler,
+            agent,
+            cli,
+            filter_module,
+            envoy: envoy?,
+            mlserver: mlserver?,
+            rclone: rclone?,
+        })
+    }
+}
+
+/// The folder of the running program; for a test, the one above `deps`.
+fn beside() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let folder = program.parent().context("this program has no folder")?;
+    let inner = folder
+        .file_name()
+        .is_some_and(|name| name == "deps" || name == "examples");
+    Ok(if inner {
+        folder.parent().unwrap_or(folder)
+    } else {
+        folder
+    }
+    .to_owned())
+}
+
+fn program(folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    bail!(
+        "no {name} in {}: build it there (cargo build --package {})",
+        folder.display(),
+        package(name)
+    )
+}
+
+fn package(name: &str) -> &str {
+    if name == "seldon" { "seldon-cli" } else { name }
+}
+
+/// `$SELDON_FILTER_MODULE`, else `wasm/` beside the programs' folder, where `cargo xtask wasm` puts it.
+fn filter_module(folder: &Path) -> Result<PathBuf> {
+    let path = match std::env::var_os("SELDON_FILTER_MODULE") {
+        Some(path) => PathBuf::from(path),
+        None => folder
+            .parent()
+            .unwrap_or(folder)
+            .join("wasm/seldon-filter.wasm"),
+    };
+    path.canonicalize().with_context(|| {
+        format!(
+            "no filter module {}: build it by `cargo xtask wasm`, or set SELDON_FILTER_MODULE",
+            path.display()
+        )
+    })
+}
+
+/// Makes the stand-ins for the documented artefacts below a folder; those that are there are left alone.
+pub fn make_artefacts(cache: &Cache, folder: &Path) -> Result<()> {
+    const PROGRAM: &str = include_str!("../../../samples/artefacts/make.py");
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    // The program tells by its own content whether an artefact is its work, so it must be a file.
+    let program = folder.join("make.py");
+    std::fs::write(&program, PROGRAM)
+        .with_context(|| format!("cannot write {}", program.display()))?;
+    let done = Command::new(cache.mlserver_python()?)
+        .arg(&program)
+        .arg(folder)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start python")?;
+    if !done.status.success() {
+        bail!(
+            "cannot make the sample artefacts: {}",
+            String::from_utf8_lossy(&done.stderr).trim()
+        );
+    }
+    Ok(())
+}
