@@ -41,9 +41,11 @@ pub trait Tailor: Send + Sync + 'static {
 }
 
 /// How the engine treats its streams.
+#[derive(Clone)]
 pub struct Settings {
     /// Types in the order in which additions are sent, each acknowledged before the next; removals go the other way.
-    /// Types that are not named are refused.
+    /// Types that are not named are answered as empty. Endpoints (EDS) wait for nothing: Envoy acknowledges a cluster
+    /// only when it has its endpoints.
     pub order: Vec<&'static str>,
     pub tailor: Option<Arc<dyn Tailor>>,
     /// A stream that has not answered for so long no longer holds up `Progress::serving`.
@@ -52,12 +54,15 @@ pub struct Settings {
     pub lease: Duration,
 }
 
-/// What all Envoys together have reached.
+/// What all Envoys together have reached. Neither number ever falls; both are 0 until the engine is open.
+///
+/// A refused resource does not hold them up: it is reported as a rejection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Additions up to here are acknowledged by every stream that keeps up; all of them where no stream is open.
     pub serving: Generation,
     /// Removals up to here are acknowledged by every stream, and no Envoy that left is within its lease with less.
+    /// A new engine knows of no Envoy, so one of unknown state counts as away for the first lease.
     pub released: Generation,
 }
 
@@ -67,16 +72,31 @@ pub struct Rejection {
     pub type_url: String,
     pub resource: String,
     pub reason: String,
+    /// For how long it has been refused.
     pub since: Duration,
+}
+
+/// A resource that the first Envoy refuses, or that no Envoy refuses any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectionEvent {
+    pub type_url: String,
+    pub resource: String,
+    /// `None`: accepted after all, removed, or the Envoys that refused it are gone.
+    pub reason: Option<String>,
 }
 
 /// What one Envoy has seen of one type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TypeStatus {
     pub type_url: String,
+    /// Responses sent.
     pub sent: u64,
+    /// Responses acknowledged.
     pub acknowledged: u64,
+    /// Resources that wait to be sent or to be acknowledged.
     pub pending: u64,
+    /// Resources the Envoy holds.
+    pub resources: u64,
 }
 
 /// One Envoy, connected or within its lease.
@@ -88,6 +108,7 @@ pub struct EnvoyStatus {
     pub delta: bool,
     /// Since the stream opened, or was lost.
     pub since: Duration,
+    /// Additions and removals up to here are acknowledged.
     pub acknowledged: Generation,
     pub types: Vec<TypeStatus>,
     pub rejections: Vec<Rejection>,
