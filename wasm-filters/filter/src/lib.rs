@@ -68,7 +68,7 @@ impl RootContext for Plugin {
             }
         };
         let experiments = config.experiments.len();
-        log::info!(
+        log::debug!(
             "configuration {:?}: {experiments} experiments",
             config.version
         );
