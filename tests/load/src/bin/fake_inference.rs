@@ -1,4 +1,5 @@
-//! `fake-inference`: the trivially fast inference server as a process.
+//! `fake-inference`: the trivially fast inference server as a process. It takes MLServer's place: the same words
+//! (`start FOLDER`) and variables start it.
 use std::time::Duration;
 
 use clap::Parser;
@@ -9,23 +10,25 @@ use tokio::net::TcpListener;
 #[derive(Parser)]
 struct Args {
     /// REST (and gRPC) port on loopback.
-    #[arg(long)]
+    #[arg(long, env = "MLSERVER_HTTP_PORT")]
     http_port: u16,
     /// gRPC (and REST) port on loopback.
-    #[arg(long)]
+    #[arg(long, env = "MLSERVER_GRPC_PORT")]
     grpc_port: u16,
     /// Milliseconds that a load takes.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, env = "FAKE_LOAD_MS", default_value_t = 0)]
     load_ms: u64,
     /// Milliseconds that an inference takes.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, env = "FAKE_INFER_MS", default_value_t = 0)]
     infer_ms: u64,
     /// Refuse to load models whose name starts so.
-    #[arg(long)]
+    #[arg(long, env = "FAKE_REFUSE_PREFIX")]
     refuse_prefix: Option<String>,
     /// Never answer models whose name starts so.
-    #[arg(long)]
+    #[arg(long, env = "FAKE_HANG_PREFIX")]
     hang_prefix: Option<String>,
+    /// `start FOLDER`, as MLServer is called; nothing is read there.
+    words: Vec<String>,
 }
 
 #[tokio::main]
