@@ -50,7 +50,10 @@ pub enum Event {
         subscription: Box<AgentSubscribeRequest>,
     },
     /// A stream ended. Ignored where a newer stream of the same replica took over.
-    AgentDisconnected { agent: AgentKey, stream: StreamId },
+    AgentDisconnected {
+        agent: AgentKey,
+        stream: StreamId,
+    },
     /// An agent reported on one of its models.
     AgentReported(Box<ModelEventMessage>),
     /// An effect `Send` could not be delivered.
@@ -62,7 +65,10 @@ pub enum Event {
     },
     /// An agent is about to stop and asks for its models to be served elsewhere first. Answered by
     /// [`crate::Effect::Drained`] with the same token.
-    DrainRequested { agent: AgentKey, token: u64 },
+    DrainRequested {
+        agent: AgentKey,
+        token: u64,
+    },
     /// `serving`: every Envoy that keeps up has acknowledged this generation. `released`: no Envoy, connected or
     /// within its routing lease, can still use anything older.
     RoutesAcknowledged {

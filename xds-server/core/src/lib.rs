@@ -2,10 +2,29 @@
 //!
 //! No I/O, no clock, no async: whoever owns a [`State`] feeds it [`Event`]s together with the time and carries out
 //! the [`Effect`]s it gets back. Every outcome of an effect returns as another event. Choices are deterministic.
+mod config;
 mod effect;
 mod event;
+mod explain;
+pub mod invariants;
+mod model;
+mod reconcile;
+mod replica_state;
+mod retire;
+mod route;
+mod schedule;
+mod server;
+mod state;
+mod status;
+mod step;
+mod sync;
 mod view;
+mod world;
 
+pub use config::{Config, Synchronisation};
 pub use effect::{Effect, Record, Refusal};
 pub use event::{AgentKey, Event, Generation, Now, StreamId};
+pub use explain::{Explanation, ReplicaVerdict, ServerVerdict};
+pub use model::RETRY_PARAMETER;
+pub use state::{Outcome, State};
 pub use view::{Endpoint, ReplicaSet, Route, Split};

@@ -1,0 +1,382 @@
+//! Brings one model a step nearer to what is wanted; run whenever something about it may have changed.
+use std::sync::Arc;
+
+use seldon_proto::agent::model_operation_message::Operation;
+
+use crate::{
+    Effect, Record,
+    model::{Entry, Version, wanted},
+    replica_state::{
+        ReplicaState::{self, *},
+        can_receive_traffic, is_loaded, is_loading, is_unloading,
+    },
+    retire::{retire_all, retire_old, retire_replaced, retire_surplus},
+    route::{promote, publish},
+    schedule::{Decision, decide},
+    server::Standing,
+    status::refresh_shown,
+    world::World,
+};
+
+/// More passes than any model needs to come to rest.
+const MOST_PASSES: usize = 8;
+
+/// Runs all rules on a model until nothing changes any more.
+pub(crate) fn reconcile(entry: &mut Entry, world: &mut World) {
+    for _ in 0..MOST_PASSES {
+        world.moved = false;
+        expire(entry, world);
+        follow_replicas(entry, world);
+        if world.sync.done {
+            match entry.deleted {
+                true => retire_all(entry, world),
+                false => {
+                    place(entry, world);
+                    retire_old(entry, world);
+                    retire_replaced(entry, world);
+                    retire_surplus(entry, world);
+                }
+            }
+        }
+        publish(entry, world);
+        promote(entry, world);
+        if world.sync.done {
+            unload_released(entry, world);
+        }
+        entry.changed |= world.moved;
+        if !world.moved {
+            break;
+        }
+    }
+    finish(entry, world);
+}
+
+/// Where a version's replica stands; a replica that is not known has left.
+pub(crate) fn standing(version: &Version, index: u32, world: &World) -> Standing {
+    let server = version
+        .server
+        .as_ref()
+        .and_then(|name| world.servers.get(name));
+    server
+        .and_then(|server| server.replicas.get(&index))
+        .map_or(Standing::Left, |replica| {
+            replica.standing(world.now.monotonic, &world.config)
+        })
+}
+
+pub(crate) fn connected(version: &Version, index: u32, world: &World) -> bool {
+    let server = version
+        .server
+        .as_ref()
+        .and_then(|name| world.servers.get(name));
+    server
+        .and_then(|server| server.replicas.get(&index))
+        .is_some_and(|replica| replica.stream.is_some())
+}
+
+/// Records that a load failed: it is tried again after a while, but not for ever.
+pub(crate) fn fail_load(version: &mut Version, at: usize, reason: &str, world: &mut World) {
+    world.set_state(version, at, LoadFailed, Some(reason));
+    version.failures += 1;
+    version.failed_epoch = world.epoch;
+    version.retry_at = (version.failures < world.config.retry_limit)
+        .then(|| world.now.monotonic + world.config.backoff(version.failures));
+}
+
+/// Records that an unload failed: it is tried again after a while, but not for ever.
+pub(crate) fn fail_unload(version: &mut Version, at: usize, reason: &str, world: &mut World) {
+    world.set_state(version, at, UnloadFailed, Some(reason));
+    let replica = &mut version.replicas[at];
+    replica.failures += 1;
+    replica.deadline = (replica.failures < world.config.retry_limit)
+        .then(|| world.now.monotonic + world.config.backoff(replica.failures));
+}
+
+/// Acts on deadlines that have passed.
+fn expire(entry: &mut Entry, world: &mut World) {
+    let now = world.now.monotonic;
+    let Entry { name, versions, .. } = entry;
+    for version in versions {
+        for at in (0..version.replicas.len()).rev() {
+            let replica = &version.replicas[at];
+            if replica.deadline.is_none_or(|deadline| deadline > now) {
+                continue;
+            }
+            let index = replica.index;
+            match replica.state {
+                state if is_loading(state) => fail_load(
+                    version,
+                    at,
+                    "the agent did not finish loading in time",
+                    world,
+                ),
+                UnloadRequested | Unloading => {
+                    fail_unload(
+                        version,
+                        at,
+                        "the agent did not finish unloading in time",
+                        world,
+                    );
+                }
+                UnloadFailed if connected(version, index, world) => {
+                    start_unload(version, at, world)
+                }
+                // Whoever asked for the drain is answered by the server's rules; this replica is all the model has.
+                Draining => version.replicas[at].deadline = Some(now + world.config.drain_timeout),
+                _ => version.replicas[at].deadline = None,
+            }
+        }
+        let new_world =
+            version.failures >= world.config.retry_limit && world.epoch > version.failed_epoch;
+        if new_world {
+            version.failures = 0;
+        }
+        if new_world || version.retry_at.is_some_and(|retry| retry <= now) {
+            version.retry_at = None;
+            remove_where(name, version, world, |state| state == LoadFailed);
+        }
+    }
+}
+
+fn remove_where(
+    name: &Arc<str>,
+    version: &mut Version,
+    world: &mut World,
+    rule: impl Fn(ReplicaState) -> bool,
+) {
+    for at in (0..version.replicas.len()).rev() {
+        if rule(version.replicas[at].state) {
+            world.remove_replica(name, version, at);
+        }
+    }
+}
+
+/// Follows what became of the replicas' agents.
+fn follow_replicas(entry: &mut Entry, world: &mut World) {
+    let Entry { name, versions, .. } = entry;
+    for version in versions {
+        for at in (0..version.replicas.len()).rev() {
+            let (index, state) = (version.replicas[at].index, version.replicas[at].state);
+            let standing = standing(version, index, world);
+            let leaving = matches!(standing, Standing::Leaving | Standing::Left);
+            let absent = !connected(version, index, world);
+            match state {
+                state if is_loaded(state) && leaving => {
+                    world.set_state(version, at, Draining, Some("trigger to drain"));
+                    version.replicas[at].gate = None;
+                }
+                Draining if !leaving && standing != Standing::Expired => {
+                    world.set_state(version, at, Loaded, None);
+                    version.replicas[at].gate = None;
+                }
+                // Should the agent come back, it says itself what it has.
+                LoadFailed if absent => world.remove_replica(name, version, at),
+                state if is_loading(state) && absent && standing != Standing::Suspect => {
+                    world.remove_replica(name, version, at);
+                }
+                UnloadRequested | Unloading | UnloadFailed
+                    if absent && matches!(standing, Standing::Expired | Standing::Left) =>
+                {
+                    world.remove_replica(name, version, at);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Places what the latest version lacks.
+fn place(entry: &mut Entry, world: &mut World) {
+    let (server, replicas, short) = match decide(entry, world) {
+        Decision::Placed => (None, Vec::new(), None),
+        Decision::Load {
+            server,
+            replicas,
+            short,
+        } => (Some(server), replicas, short),
+        Decision::Unplaced(reason) => (None, Vec::new(), Some(reason)),
+    };
+    if entry.unplaced.as_deref() != short.as_deref() {
+        entry.unplaced = short.map(Arc::from);
+    }
+    let Some(server) = server else { return };
+    let latest = entry.latest();
+    if !latest.is_on(&server) && !latest.replicas.is_empty() {
+        // What is loaded elsewhere keeps its number, so that both can be told apart.
+        let moved = Version {
+            failures: latest.failures,
+            ..Version::new(entry.next_number(), latest.spec.clone())
+        };
+        entry.versions.push(moved);
+        world.effects.push(Effect::Persist(record(entry)));
+    }
+    let at = entry.latest_position();
+    let Entry { name, versions, .. } = entry;
+    let latest = &mut versions[at];
+    if !latest.is_on(&server) {
+        world.count_set(latest);
+        latest.server = Some(server);
+    }
+    for index in replicas {
+        let at = world.add_replica(name, latest, index);
+        world.set_state(latest, at, Loading, None);
+        world.send(latest, index, Operation::LoadModel);
+    }
+}
+
+/// What the store keeps of a model.
+pub(crate) fn record(entry: &Entry) -> Record {
+    let latest = entry.latest();
+    Record::Model {
+        name: entry.name.clone(),
+        version: latest.number,
+        spec: latest.spec.clone(),
+        deleted: entry.deleted,
+    }
+}
+
+/// Unloads what no Envoy can ask for any more.
+fn unload_released(entry: &mut Entry, world: &mut World) {
+    let Entry { name, versions, .. } = entry;
+    for version in versions {
+        for at in (0..version.replicas.len()).rev() {
+            let replica = &version.replicas[at];
+            let released = replica.gate.is_some_and(|gate| gate <= world.released);
+            if replica.state != UnloadEnvoyRequested || !released {
+                continue;
+            }
+            let index = replica.index;
+            if connected(version, index, world) {
+                start_unload(version, at, world);
+            } else if matches!(
+                standing(version, index, world),
+                Standing::Expired | Standing::Left
+            ) {
+                world.remove_replica(name, version, at);
+            }
+        }
+    }
+}
+
+fn start_unload(version: &mut Version, at: usize, world: &mut World) {
+    let index = version.replicas[at].index;
+    world.set_state(version, at, UnloadRequested, None);
+    world.send(version, index, Operation::UnloadModel);
+    world.set_state(version, at, Unloading, None);
+}
+
+/// Brings the indexes, the timer and what is shown in step.
+fn finish(entry: &mut Entry, world: &mut World) {
+    for version in &mut entry.versions {
+        world.count_set(version);
+    }
+    let latest = entry.latest().number;
+    entry.versions.retain(|version| {
+        !version.replicas.is_empty() || (!version.stray && version.number == latest)
+    });
+    finish_deletion(entry, world);
+    let exhausted = entry.latest().failures >= world.config.retry_limit;
+    if !entry.deleted && (entry.unplaced.is_some() || exhausted) {
+        if !world.unplaced.contains(&entry.name) {
+            world.unplaced.insert(entry.name.clone());
+        }
+    } else {
+        world.unplaced.remove(&entry.name);
+    }
+    refresh_shown(entry, world);
+    if std::mem::take(&mut entry.changed) {
+        entry.since = world.now.wall;
+        world.effects.push(Effect::ModelChanged(entry.name.clone()));
+    }
+    refresh_timer(entry, world);
+}
+
+/// A deleted model is forgotten once no agent has it.
+fn finish_deletion(entry: &mut Entry, world: &mut World) {
+    let alive = entry
+        .versions
+        .iter()
+        .any(|version| !version.replicas.is_empty());
+    if !entry.deleted || alive || !world.sync.done {
+        return entry.gone_at = None;
+    }
+    if entry.gone_at.is_none() {
+        entry.gone_at = Some(world.now.monotonic + world.config.keep_terminated);
+        entry.changed = true;
+        // Agents that are still missing may have it: the store keeps it for as long as it is shown.
+        if !world.sync.timed_out {
+            world.effects.push(Effect::ForgetModel(entry.name.clone()));
+        }
+    }
+}
+
+fn refresh_timer(entry: &mut Entry, world: &mut World) {
+    use crate::world::Timer;
+    let deadlines = entry.versions.iter().flat_map(|version| {
+        version
+            .replicas
+            .iter()
+            .filter_map(|replica| replica.deadline)
+            .chain(version.retry_at)
+    });
+    let next = deadlines.chain(entry.gone_at).min();
+    if next == entry.timer {
+        return;
+    }
+    if let Some(former) = entry.timer {
+        world
+            .timers
+            .remove(&(former, Timer::Model(entry.name.clone())));
+    }
+    if let Some(deadline) = next {
+        world
+            .timers
+            .insert((deadline, Timer::Model(entry.name.clone())));
+    }
+    entry.timer = next;
+}
+
+/// Whether requests for the model may still reach a replica that drains, and something can be done about it.
+pub(crate) fn holds_up_drain(entry: &Entry, server: &str, index: u32, world: &World) -> bool {
+    let there = entry
+        .versions
+        .iter()
+        .filter(|version| version.is_on(server));
+    there
+        .flat_map(|version| &version.replicas)
+        .filter(|replica| replica.index == index)
+        .any(|replica| {
+            let unplaced = entry.unplaced.is_some() && !entry.deleted;
+            let released = replica.gate.is_some_and(|gate| gate <= world.released);
+            (can_receive_traffic(replica.state) && !unplaced)
+                || (is_unloading(replica.state)
+                    && replica.state == UnloadEnvoyRequested
+                    && !released)
+        })
+}
+
+/// How many replicas the latest version must have before it takes all requests.
+pub(crate) fn cut_over_at(entry: &Entry) -> usize {
+    let latest = entry.latest();
+    let formerly: usize = older(entry)
+        .map(|version| {
+            version
+                .replicas
+                .iter()
+                .filter(|replica| can_receive_traffic(replica.state))
+                .count()
+        })
+        .sum();
+    wanted(&latest.spec).min(formerly).max(1)
+}
+
+/// Versions that the latest replaces.
+pub(crate) fn older(entry: &Entry) -> impl Iterator<Item = &Version> {
+    let latest = entry.latest_position();
+    entry
+        .versions
+        .iter()
+        .enumerate()
+        .filter(move |(at, version)| *at != latest && !version.stray)
+        .map(|(_, v)| v)
+}

@@ -1,0 +1,232 @@
+//! The state of the scheduler, and the step that changes it.
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use seldon_proto::scheduler::{ModelStatusResponse, ServerStatusResponse};
+
+use crate::{
+    Config, Effect, Endpoint, Event, Explanation, Generation, Now, Refusal, ReplicaSet, Route,
+    explain,
+    model::{Entry, logs_payloads, retries},
+    reconcile::reconcile,
+    status, step,
+    world::{Timer, World},
+};
+
+/// Models that could not be placed are tried again so many at a time, to keep every step short.
+const MOST_RETRIES: usize = 128;
+
+/// What came of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// To be carried out in this order.
+    pub effects: Vec<Effect>,
+    /// The answer, where the event was a request.
+    pub reply: Result<(), Refusal>,
+}
+
+/// All that the scheduler knows.
+#[derive(Debug)]
+pub struct State {
+    pub(crate) models: BTreeMap<Arc<str>, Entry>,
+    pub(crate) world: World,
+}
+
+impl State {
+    /// Knows nothing yet. Feed it [`Event::Restored`] first; any other first event means that there is no store.
+    pub fn new(config: Config, now: Now) -> State {
+        let mut world = World::new(config, now);
+        world
+            .timers
+            .insert((world.sync.deadline, Timer::Synchronise));
+        State {
+            models: BTreeMap::new(),
+            world,
+        }
+    }
+
+    /// Takes in what happened, and says what to do about it.
+    pub fn step(&mut self, event: Event, now: Now) -> Outcome {
+        self.world.now = now;
+        if !matches!(event, Event::Restored(_)) {
+            self.world.sync.no_store();
+        }
+        let reply = step::apply(self, event);
+        self.fire_timers();
+        self.settle();
+        #[cfg(debug_assertions)]
+        crate::invariants::check_touched(self);
+        Outcome {
+            effects: std::mem::take(&mut self.world.effects),
+            reply,
+        }
+    }
+
+    /// When (monotonic) [`Event::Tick`] is due, at the latest.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        if self.world.to_retry > 0 && self.world.sync.done {
+            return Some(self.world.now.monotonic);
+        }
+        self.world.timers.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Grows with every change of any route or endpoint; starts at 1, so that an acknowledgement is always needed.
+    pub fn generation(&self) -> Generation {
+        self.world.generation
+    }
+
+    /// Whether the servers of before are back; until then nothing shrinks or moves, and Envoys must not be served.
+    pub fn synchronised(&self) -> bool {
+        self.world.sync.done
+    }
+
+    pub fn route(&self, model: &str) -> Option<Route> {
+        self.models.get(model).and_then(route_of)
+    }
+
+    /// All routes, by model.
+    pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
+        self.models.values().filter_map(route_of)
+    }
+
+    /// Where the replicas of a set listen; one that is unknown is left out.
+    pub fn endpoints(&self, set: &ReplicaSet) -> Vec<Endpoint> {
+        let Some(server) = self.world.servers.get(&set.server) else {
+            return Vec::new();
+        };
+        set.replicas
+            .iter()
+            .filter_map(|index| Some(server.replicas.get(index)?.endpoint.clone()))
+            .collect()
+    }
+
+    /// All models that can be shown, those lately deleted included.
+    pub fn model_names(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
+        self.models.keys()
+    }
+
+    pub fn server_names(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
+        self.world.servers.keys()
+    }
+
+    /// The documented status of a model; `now` is not needed by any rule so far.
+    pub fn model_status(
+        &self,
+        name: &str,
+        all_versions: bool,
+        _now: Now,
+    ) -> Option<ModelStatusResponse> {
+        self.models
+            .get(name)
+            .map(|entry| status::model_status(entry, all_versions))
+    }
+
+    pub fn server_status(&self, name: &str) -> Option<ServerStatusResponse> {
+        self.world
+            .servers
+            .get_key_value(name)
+            .map(|(name, server)| status::server_status(name, server))
+    }
+
+    /// Why a model is, or is not, served where it is.
+    pub fn explain(&self, model: &str) -> Option<Explanation> {
+        let entry = self.models.get(model)?;
+        Some(explain::explain(entry, route_of(entry), &self.world))
+    }
+
+    pub(crate) fn touch_all(&mut self) {
+        self.world.dirty.extend(self.models.keys().cloned());
+    }
+
+    fn fire_timers(&mut self) {
+        while let Some((deadline, timer)) = self.world.timers.first().cloned() {
+            if deadline > self.world.now.monotonic {
+                return;
+            }
+            self.world.timers.pop_first();
+            match timer {
+                Timer::Synchronise => {}
+                Timer::Replica(agent) => step::replica_due(self, &agent),
+                Timer::Model(name) => {
+                    if let Some(entry) = self.models.get_mut(&name) {
+                        entry.timer = None;
+                    }
+                    self.world.dirty.insert(name);
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.world.sync.check(&self.world.servers, self.world.now) {
+            self.touch_all();
+            self.world
+                .changed_servers
+                .extend(self.world.servers.keys().cloned());
+        }
+        let mut retries_left = MOST_RETRIES;
+        loop {
+            self.reconcile_dirty();
+            let Some(name) = self.next_retry(&mut retries_left) else {
+                break;
+            };
+            self.world.dirty.insert(name);
+        }
+        for server in std::mem::take(&mut self.world.changed_servers) {
+            self.world
+                .effects
+                .push(Effect::ServerChanged(server.clone()));
+            if self.world.sync.done {
+                step::prune(&mut self.world, &server);
+            }
+        }
+    }
+
+    fn reconcile_dirty(&mut self) {
+        while let Some(name) = self.world.dirty.pop_first() {
+            let Some(entry) = self.models.get_mut(&name) else {
+                continue;
+            };
+            reconcile(entry, &mut self.world);
+            step::advance_drains(entry, &mut self.world);
+            let over = entry
+                .gone_at
+                .is_some_and(|gone| gone <= self.world.now.monotonic);
+            if over {
+                let timer = (entry.timer.unwrap_or_default(), Timer::Model(name.clone()));
+                self.world.timers.remove(&timer);
+                self.models.remove(&name);
+                if self.world.sync.timed_out {
+                    self.world.effects.push(Effect::ForgetModel(name));
+                }
+            }
+        }
+    }
+
+    /// The next of the models that could not be placed, round and round.
+    fn next_retry(&mut self, left: &mut usize) -> Option<Arc<str>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let world = &mut self.world;
+        if world.to_retry == 0 || *left == 0 || !world.sync.done {
+            return None;
+        }
+        (world.to_retry, *left) = (world.to_retry - 1, *left - 1);
+        let after = world.retry_cursor.as_ref().map_or(Unbounded, Excluded);
+        let mut rest = world.unplaced.range::<Arc<str>, _>((after, Unbounded));
+        let next = rest.next().or_else(|| world.unplaced.first()).cloned();
+        if next.is_none() {
+            world.to_retry = 0;
+        }
+        world.retry_cursor.clone_from(&next);
+        next
+    }
+}
+
+fn route_of(entry: &Entry) -> Option<Route> {
+    let spec = &entry.latest().spec;
+    (!entry.splits.is_empty()).then(|| Route {
+        model: entry.name.clone(),
+        splits: entry.splits.clone(),
+        retry: retries(spec),
+        log_payloads: logs_payloads(spec),
+    })
+}

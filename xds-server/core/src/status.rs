@@ -1,0 +1,200 @@
+//! The states of models and servers as they are shown.
+use std::{sync::Arc, time::Duration};
+
+use prost_types::Timestamp;
+use seldon_proto::scheduler::{
+    ModelReplicaStatus, ModelStatus, ModelStatusResponse, ModelVersionStatus,
+    ServerReplicaResources, ServerStatusResponse, model_status::ModelState, server_status_response,
+};
+
+use crate::{
+    model::{Entry, Shown, Version, minimum, wanted},
+    reconcile::older,
+    replica_state::{
+        ReplicaState::{Available, LoadFailed, LoadedUnavailable, UnloadFailed},
+        is_inactive, is_loading,
+    },
+    server::Server,
+    world::World,
+};
+
+/// Derives what is shown of a model, and notes whether it changed.
+pub(crate) fn refresh_shown(entry: &mut Entry, world: &World) {
+    let (state, reason) = match entry.deleted {
+        true => state_leaving(entry.versions.iter()),
+        false => state_of_latest(entry, world),
+    };
+    let (available, unavailable) = counts(entry.latest());
+    let same_reason = entry.shown.reason.as_deref() == reason.as_deref();
+    let reason = if same_reason {
+        entry.shown.reason.take()
+    } else {
+        reason
+    };
+    let shown = Shown {
+        state,
+        reason,
+        available,
+        unavailable,
+    };
+    entry.changed |= !same_reason
+        || (shown.state, available, unavailable)
+            != (
+                entry.shown.state,
+                entry.shown.available,
+                entry.shown.unavailable,
+            );
+    entry.shown = shown;
+}
+
+fn counts(version: &Version) -> (u32, u32) {
+    let of = |rule: fn(&crate::model::Replica) -> bool| {
+        u32::try_from(
+            version
+                .replicas
+                .iter()
+                .filter(|replica| rule(replica))
+                .count(),
+        )
+        .unwrap_or(u32::MAX)
+    };
+    (
+        of(|replica| replica.state == Available),
+        of(|replica| is_loading(replica.state) || replica.state == LoadFailed),
+    )
+}
+
+/// The state of a version that is deleted or was replaced.
+fn state_leaving<'a>(
+    versions: impl Iterator<Item = &'a Version> + Clone,
+) -> (ModelState, Option<Arc<str>>) {
+    let replicas = versions.flat_map(|version| &version.replicas);
+    if let Some(failed) = replicas
+        .clone()
+        .find(|replica| replica.state == UnloadFailed)
+    {
+        return (ModelState::ModelTerminateFailed, failed.reason.clone());
+    }
+    let active = replicas.clone().any(|replica| !is_inactive(replica.state));
+    (
+        if active {
+            ModelState::ModelTerminating
+        } else {
+            ModelState::ModelTerminated
+        },
+        None,
+    )
+}
+
+fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>>) {
+    let latest = entry.latest();
+    let failed = latest
+        .replicas
+        .iter()
+        .find(|replica| matches!(replica.state, LoadFailed | LoadedUnavailable));
+    if let Some(failed) = failed {
+        return (ModelState::ModelFailed, failed.reason.clone());
+    }
+    let (available, target, least) = (
+        latest.available(),
+        wanted(&latest.spec),
+        minimum(&latest.spec),
+    );
+    if available == 0 && target == 0 {
+        return (ModelState::ModelScaledDown, None);
+    }
+    let formerly = || older(entry).any(|version| version.available() > 0);
+    let enough =
+        available >= target || (least > 0 && available >= least) || (available > 0 && formerly());
+    if enough {
+        return (ModelState::ModelAvailable, entry.unplaced.clone());
+    }
+    if entry.unplaced.is_some() {
+        return (ModelState::ScheduleFailed, entry.unplaced.clone());
+    }
+    let waiting = (!world.sync.done).then(|| world.sync.missing(&world.servers).into());
+    (ModelState::ModelProgressing, waiting)
+}
+
+fn timestamp(wall: Duration) -> Option<Timestamp> {
+    let seconds = i64::try_from(wall.as_secs()).ok()?;
+    let nanos = i32::try_from(wall.subsec_nanos()).ok()?;
+    Some(Timestamp { seconds, nanos })
+}
+
+/// The documented status of a model: its latest version, or (`all_versions`) each that is still somewhere.
+pub(crate) fn model_status(entry: &Entry, all_versions: bool) -> ModelStatusResponse {
+    let latest = entry.latest_position();
+    let versions = entry.versions.iter().enumerate();
+    let chosen = versions.filter(|(at, version)| *at == latest || (all_versions && !version.stray));
+    ModelStatusResponse {
+        model_name: entry.name.to_string(),
+        versions: chosen
+            .map(|(at, version)| version_status(entry, version, at == latest))
+            .collect(),
+        deleted: entry.deleted,
+        ..ModelStatusResponse::default()
+    }
+}
+
+fn version_status(entry: &Entry, version: &Version, latest: bool) -> ModelVersionStatus {
+    let (available_replicas, unavailable_replicas) = counts(version);
+    let (state, reason) = match latest {
+        true => (entry.shown.state, entry.shown.reason.clone()),
+        false => state_leaving(std::iter::once(version)),
+    };
+    let replicas = version.replicas.iter().map(|replica| {
+        let status = ModelReplicaStatus {
+            state: replica.state.into(),
+            reason: replica.reason.as_deref().unwrap_or_default().to_owned(),
+            last_change_timestamp: timestamp(replica.since),
+        };
+        (i32::try_from(replica.index).unwrap_or(i32::MAX), status)
+    });
+    let meta = version.spec.meta.as_ref();
+    ModelVersionStatus {
+        version: version.number,
+        server_name: version.server.as_deref().unwrap_or_default().to_owned(),
+        kubernetes_meta: meta.and_then(|meta| meta.kubernetes_meta.clone()),
+        model_replica_state: replicas.collect(),
+        state: Some(ModelStatus {
+            state: state.into(),
+            reason: reason.as_deref().unwrap_or_default().to_owned(),
+            available_replicas,
+            unavailable_replicas,
+            last_change_timestamp: timestamp(entry.since),
+            model_gw_state: ModelState::ModelCreate.into(),
+            model_gw_reason: String::new(),
+        }),
+        model_defn: Some((*version.spec).clone()),
+    }
+}
+
+/// The documented status of a server; replicas that are lost or about to go do not count.
+pub(crate) fn server_status(name: &str, server: &Server) -> ServerStatusResponse {
+    let int = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    let resources: Vec<ServerReplicaResources> = server
+        .usable()
+        .map(|(index, replica)| ServerReplicaResources {
+            replica_idx: index,
+            total_memory_bytes: replica.total_memory,
+            available_memory_bytes: replica.free(),
+            num_loaded_models: int(replica.loaded as usize),
+            over_commit_percentage: replica.over_commit,
+        })
+        .collect();
+    ServerStatusResponse {
+        r#type: server_status_response::Type::StatusUpdate.into(),
+        server_name: name.to_owned(),
+        expected_replicas: server
+            .expected
+            .map_or(-1, |expected| int(expected as usize)),
+        available_replicas: int(resources.len()),
+        num_loaded_model_replicas: resources
+            .iter()
+            .map(|replica| replica.num_loaded_models)
+            .sum(),
+        resources,
+        kubernetes_meta: server.kubernetes_meta.clone(),
+    }
+}

@@ -1,0 +1,377 @@
+//! What agents say: that they are there, with what, and how loads and unloads ended.
+use std::{collections::BTreeMap, sync::Arc};
+
+use seldon_proto::{
+    agent::{AgentSubscribeRequest, ModelEventMessage, model_event_message::Event as Reported},
+    scheduler::{Model, ModelRuntimeInfo},
+};
+
+use super::servers::{refresh_surplus, shared_name};
+use crate::{
+    Effect, Refusal, State, StreamId,
+    model::{Entry, Version, required_memory, same_artefact},
+    reconcile::{fail_load, fail_unload, record},
+    replica_state::{
+        ReplicaState::{self, *},
+        can_receive_traffic, is_loading,
+    },
+    server::ServerReplica,
+    world::World,
+};
+
+/// What an agent says it has loaded, by name and version.
+type Inventory = BTreeMap<(String, u32), Model>;
+
+pub(crate) fn connected(state: &mut State, stream: StreamId, subscription: AgentSubscribeRequest) {
+    let world = &mut state.world;
+    let name = shared_name(world, &subscription.server_name);
+    let index = subscription.replica_idx;
+    let server = world.servers.entry(name.clone()).or_default();
+    let fresh = !server.replicas.contains_key(&index);
+    let replica = server
+        .replicas
+        .entry(index)
+        .or_insert_with(|| ServerReplica::new(index));
+    let moved = replica.describe(&subscription);
+    (replica.stream, replica.lost_at) = (Some(stream), None);
+    if let Some(drain) = replica.drain.take() {
+        world.draining -= usize::from(!drain.tokens.is_empty());
+        world.effects.extend(
+            drain
+                .tokens
+                .into_iter()
+                .map(|token| Effect::Drained { token }),
+        );
+    }
+    let inventory: Inventory = subscription
+        .loaded_models
+        .into_iter()
+        .filter_map(|loaded| {
+            let model = loaded.model?;
+            Some(((model.meta.as_ref()?.name.clone(), loaded.version), model))
+        })
+        .collect();
+    let held: u64 = inventory.values().map(required_memory).sum();
+    replica.capacity = subscription.available_memory_bytes.saturating_add(held);
+    server.shared |= subscription.shared;
+    server.refresh_capabilities();
+    if moved || fresh {
+        world.generation += 1;
+        replica_of(world, &name, index).endpoint_generation = world.generation;
+        world.effects.push(Effect::EndpointsChanged(name.clone()));
+    }
+    refresh_surplus(world, &name);
+    take_inventory(state, &name, index, inventory);
+    let world = &mut state.world;
+    let replica = replica_of(world, &name, index);
+    replica.excess = replica.booked.saturating_sub(replica.capacity);
+    let server = &world.servers[&name];
+    if server.expected.is_none() && server.replicas.len() > server.recorded as usize {
+        world.record_server(&name);
+    }
+    world.epoch += 1;
+    world.changed_servers.insert(name);
+    world.retry_unplaced();
+}
+
+fn replica_of<'a>(world: &'a mut World, server: &Arc<str>, index: u32) -> &'a mut ServerReplica {
+    let server = world.servers.entry(server.clone()).or_default();
+    server
+        .replicas
+        .entry(index)
+        .or_insert_with(|| ServerReplica::new(index))
+}
+
+/// Compares what an agent has with what is known of it.
+fn take_inventory(state: &mut State, server: &Arc<str>, index: u32, mut inventory: Inventory) {
+    let known: Vec<Arc<str>> = replica_of(&mut state.world, server, index)
+        .models
+        .keys()
+        .cloned()
+        .collect();
+    for name in known {
+        let Some(entry) = state.models.get_mut(&name) else {
+            continue;
+        };
+        for version in &mut entry.versions {
+            if !version.is_on(server) {
+                continue;
+            }
+            let Some(at) = version.position(index) else {
+                continue;
+            };
+            let key = (name.to_string(), version.number);
+            let same = inventory
+                .get(&key)
+                .is_some_and(|found| version.stray || same_artefact(found, &version.spec));
+            let found = if same { inventory.remove(&key) } else { None };
+            compare(&name, version, at, found, &mut state.world);
+        }
+        entry.changed = true;
+        state.world.dirty.insert(name);
+    }
+    for ((name, number), model) in inventory {
+        adopt(state, server, index, &name, number, model);
+    }
+}
+
+/// One replica of a version, known here and found (or not) on the agent.
+fn compare(
+    name: &Arc<str>,
+    version: &mut Version,
+    at: usize,
+    found: Option<Model>,
+    world: &mut World,
+) {
+    use seldon_proto::agent::model_operation_message::Operation;
+    let state = version.replicas[at].state;
+    if let Some(model) = found {
+        learn_runtime(
+            version,
+            model.model_spec.and_then(|spec| spec.model_runtime_info),
+            world,
+        );
+        match state {
+            state if is_loading(state) || state == LoadFailed => loaded(version, at, world),
+            // Still to be unloaded; its gate tells when.
+            UnloadRequested | Unloading | UnloadFailed => {
+                version.replicas[at].failures = 0;
+                world.set_state(version, at, UnloadEnvoyRequested, None);
+            }
+            _ => {}
+        }
+    } else if is_loading(state) && world.sync.done {
+        let index = version.replicas[at].index;
+        world.set_state(version, at, Loading, None);
+        world.send(version, index, Operation::LoadModel);
+    } else {
+        if state == LoadFailed {
+            (version.failures, version.retry_at) = (0, None);
+        }
+        world.remove_replica(name, version, at);
+    }
+}
+
+fn loaded(version: &mut Version, at: usize, world: &mut World) {
+    world.set_state(version, at, Loaded, None);
+    version.replicas[at].gate = None;
+    (version.failures, version.retry_at) = (0, None);
+}
+
+/// The first report of how a runtime runs the model says what each replica really takes.
+fn learn_runtime(version: &mut Version, runtime: Option<ModelRuntimeInfo>, world: &mut World) {
+    let known = version
+        .spec
+        .model_spec
+        .as_ref()
+        .is_none_or(|spec| spec.model_runtime_info.is_some());
+    if runtime.is_none() || known {
+        return;
+    }
+    let former = version.required();
+    let mut spec = (*version.spec).clone();
+    if let Some(model) = &mut spec.model_spec {
+        model.model_runtime_info = runtime;
+    }
+    version.spec = Arc::new(spec);
+    world.rebook(version, former);
+}
+
+/// Takes in a model that an agent has and that was not known to be there.
+fn adopt(state: &mut State, server: &Arc<str>, index: u32, name: &str, number: u32, model: Model) {
+    let world = &mut state.world;
+    let spec = Arc::new(model);
+    let on_server = |spec: &Arc<Model>| Version {
+        server: Some(server.clone()),
+        ..Version::new(number, spec.clone())
+    };
+    let Some(entry) = state.models.get_mut(name) else {
+        let name: Arc<str> = name.into();
+        let mut entry = Entry::new(name.clone(), on_server(&spec), false);
+        put(&name, &mut entry.versions[0], index, Loaded, world);
+        world.effects.push(Effect::Persist(record(&entry)));
+        state.models.insert(name.clone(), entry);
+        world.dirty.insert(name);
+        return;
+    };
+    let (latest, at) = (entry.latest(), entry.latest_position());
+    let newest = latest.number;
+    let unbound = latest.replicas.is_empty();
+    let fits =
+        number == newest && same_artefact(&latest.spec, &spec) && (latest.is_on(server) || unbound);
+    let name = entry.name.clone();
+    let older = entry
+        .versions
+        .iter()
+        .position(|v| !v.stray && v.number == number && v.is_on(server));
+    let taken = entry.find(number, server, index).is_some();
+    if entry.deleted
+        || taken
+        || (number == newest && !fits)
+        || (number > newest && entry.authoritative)
+    {
+        let mut stray = Version {
+            stray: true,
+            ..on_server(&spec)
+        };
+        put(&name, &mut stray, index, UnloadEnvoyRequested, world);
+        let gate = world.generation;
+        stray.replicas[0].gate = Some(gate);
+        world.awaiting_release.insert((gate, name.clone()));
+        let position = entry
+            .versions
+            .partition_point(|version| version.number < number);
+        entry.versions.insert(position, stray);
+    } else if fits {
+        let latest = &mut entry.versions[at];
+        latest.server = Some(server.clone());
+        put(&name, latest, index, Loaded, world);
+        let runtime = spec
+            .model_spec
+            .as_ref()
+            .and_then(|spec| spec.model_runtime_info.clone());
+        learn_runtime(&mut entry.versions[at], runtime, world);
+    } else if let Some(older) = older {
+        put(&name, &mut entry.versions[older], index, Loaded, world);
+    } else {
+        let mut version = on_server(&spec);
+        put(&name, &mut version, index, Loaded, world);
+        let position = entry
+            .versions
+            .partition_point(|version| version.number < number);
+        entry.versions.insert(position, version);
+        if number > newest {
+            world.effects.push(Effect::Persist(record(entry)));
+        }
+    }
+    entry.changed = true;
+    world.dirty.insert(name);
+}
+
+/// Adds a replica that may have been routed in an earlier life.
+fn put(name: &Arc<str>, version: &mut Version, index: u32, state: ReplicaState, world: &mut World) {
+    let at = world.add_replica(name, version, index);
+    world.set_state(version, at, state, None);
+    version.replicas[at].routed = true;
+}
+
+pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<(), Refusal> {
+    let event = report.event();
+    let expected: fn(ReplicaState) -> bool = match event {
+        Reported::Loaded => {
+            |state| is_loading(state) || matches!(state, Loaded | Available | LoadedUnavailable)
+        }
+        Reported::LoadFailed | Reported::LoadFailMemory => {
+            |state| is_loading(state) || state == LoadFailed
+        }
+        Reported::Unloaded => |state| matches!(state, UnloadRequested | Unloading | UnloadFailed),
+        Reported::UnloadFailed => {
+            |state| matches!(state, UnloadRequested | Unloading | UnloadFailed)
+        }
+        _ => return Ok(()),
+    };
+    let State { models, world } = state;
+    let entry = models.get_mut(report.model_name.as_str());
+    let place = entry.as_ref().and_then(|entry| {
+        entry.find(
+            report.model_version,
+            &report.server_name,
+            report.replica_idx,
+        )
+    });
+    let (Some(entry), Some((version_at, at))) = (entry, place) else {
+        return unexpected(state, report);
+    };
+    let version = &mut entry.versions[version_at];
+    let actual = version.replicas[at].state;
+    if !expected(actual) {
+        return Err(mismatch(report, actual.as_str_name()));
+    }
+    let draining = !crate::reconcile::standing(version, report.replica_idx, world)
+        .eq(&crate::server::Standing::Usable);
+    match event {
+        Reported::Loaded if can_receive_traffic(actual) => return Ok(()),
+        Reported::Loaded => {
+            loaded(version, at, world);
+            learn_runtime(version, report.runtime_info.clone(), world);
+        }
+        // An agent that is about to go refuses loads; that says nothing about the model.
+        Reported::LoadFailed | Reported::LoadFailMemory if draining => {
+            world.remove_replica(&entry.name, version, at);
+        }
+        Reported::LoadFailed | Reported::LoadFailMemory => {
+            if is_loading(actual) {
+                fail_load(
+                    version,
+                    at,
+                    failure_text(report, "the agent failed to load it"),
+                    world,
+                );
+            }
+        }
+        Reported::Unloaded => world.remove_replica(&entry.name, version, at),
+        _ => {
+            if actual != UnloadFailed {
+                fail_unload(
+                    version,
+                    at,
+                    failure_text(report, "the agent failed to unload it"),
+                    world,
+                );
+            }
+        }
+    }
+    entry.changed = true;
+    world.touch(&entry.name);
+    Ok(())
+}
+
+fn failure_text<'a>(report: &'a ModelEventMessage, fallback: &'a str) -> &'a str {
+    if report.message.is_empty() {
+        fallback
+    } else {
+        &report.message
+    }
+}
+
+/// A report on something that is not known to be there: what was loaded after all has to go again.
+fn unexpected(state: &mut State, report: &ModelEventMessage) -> Result<(), Refusal> {
+    let server = shared_name(&state.world, &report.server_name);
+    let known = state
+        .world
+        .servers
+        .get(&server)
+        .and_then(|server| server.replicas.get(&report.replica_idx));
+    let connected = known.is_some_and(|replica| replica.stream.is_some());
+    let spec = state
+        .models
+        .get(report.model_name.as_str())
+        .map(|entry| entry.latest().spec.clone());
+    match (report.event(), spec) {
+        (Reported::Loaded, Some(spec)) if connected => {
+            let model = (*spec).clone();
+            adopt(
+                state,
+                &server,
+                report.replica_idx,
+                &report.model_name,
+                report.model_version,
+                model,
+            );
+            Ok(())
+        }
+        (Reported::Unloaded, _) => Ok(()),
+        _ => Err(mismatch(report, "absent")),
+    }
+}
+
+fn mismatch(report: &ModelEventMessage, actual: &str) -> Refusal {
+    Refusal::Mismatch(format!(
+        "model {}:{} on replica {} of server {}: {} was reported, but it is {actual}",
+        report.model_name,
+        report.model_version,
+        report.replica_idx,
+        report.server_name,
+        report.event().as_str_name(),
+    ))
+}

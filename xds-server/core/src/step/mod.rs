@@ -1,0 +1,39 @@
+//! What each event does to the state; the rules of `reconcile` draw the consequences.
+mod agents;
+mod envoys;
+mod requests;
+mod servers;
+
+pub(crate) use servers::{advance_drains, prune, replica_due};
+
+use crate::{Event, Refusal, State};
+
+pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
+    match event {
+        Event::Restored(records) => requests::restored(state, records),
+        Event::LoadModel(model) => return requests::load_model(state, *model),
+        Event::UnloadModel {
+            name,
+            kubernetes_meta,
+        } => return requests::unload_model(state, &name, kubernetes_meta),
+        Event::ServerNotify {
+            servers,
+            first_sync,
+        } => return servers::notified(state, &servers, first_sync),
+        Event::AgentConnected {
+            stream,
+            subscription,
+        } => agents::connected(state, stream, *subscription),
+        Event::AgentDisconnected { agent, stream } | Event::SendFailed { agent, stream, .. } => {
+            servers::disconnected(state, &agent, stream);
+        }
+        Event::AgentReported(report) => return agents::reported(state, &report),
+        Event::DrainRequested { agent, token } => return servers::drain(state, &agent, token),
+        Event::RoutesAcknowledged { serving, released } => {
+            envoys::acknowledged(state, serving, released)
+        }
+        Event::RouteRejected { model, reason } => envoys::rejected(state, &model, reason),
+        Event::Tick => {}
+    }
+    Ok(())
+}
