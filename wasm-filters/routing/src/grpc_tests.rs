@@ -83,7 +83,7 @@ proptest! {
 
     #[test]
     fn finds_the_name_whatever_the_order_and_however_it_arrives(
-        name in "[a-z0-9.-]{1,40}",
+        name in "[a-z0-9][a-z0-9.-]{0,40}",
         version in ".{0,20}",
         id in ".{0,200}",
         raw in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..4),

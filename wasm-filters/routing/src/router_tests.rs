@@ -231,13 +231,15 @@ fn the_mirror_gets_its_percentage() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Any weights are met within five standard deviations, those of zero exactly.
+    /// Any weights are met within six standard deviations (and three, where few are expected), those of zero exactly.
     #[test]
     fn the_split_follows_the_weights(
-        weights in proptest::collection::vec(prop_oneof![Just(0u32), 1..=100u32, Just(u32::MAX)], 1..8),
+        mut weights in proptest::collection::vec(prop_oneof![Just(0u32), 1..=100u32, Just(u32::MAX)], 1..8),
         seed: u64,
     ) {
-        prop_assume!(weights.iter().any(|w| *w > 0));
+        if weights.iter().all(|w| *w == 0) {
+            weights.push(7);
+        }
         let candidates = weights.iter().enumerate().map(|(i, w)| candidate(&format!("c{i}"), *w));
         let config = experiment(candidates.collect(), None);
         let random = Random::from_seed(seed);
@@ -253,7 +255,7 @@ proptest! {
             let share = f64::from(*weight) / total;
             let (expected, deviation) = (share * f64::from(rounds), (f64::from(rounds) * share * (1.0 - share)).sqrt());
             let count = f64::from(seen.get(&format!("i:c{i}")).copied().unwrap_or(0));
-            prop_assert!((count - expected).abs() <= 5.0 * deviation + 1.0, "{i}: {count}, expected {expected}");
+            prop_assert!((count - expected).abs() <= 6.0 * deviation + 3.0, "{i}: {count}, expected {expected}");
             prop_assert!(*weight > 0 || count == 0.0);
         }
     }
