@@ -131,7 +131,7 @@ impl Refusal {
     pub(crate) fn frame(cause: &FrameError) -> Self {
         let message = cause.to_string();
         match cause {
-            FrameError::TooLarge { .. } | FrameError::Inflated(_) => {
+            FrameError::TooLarge { .. } | FrameError::Inflated => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, 8, message)
             }
             FrameError::Compression(_) => Self::new(StatusCode::BAD_REQUEST, 13, message),

@@ -1,10 +1,20 @@
 //! Names the model in every gRPC request message of a stream of bytes, however it is cut.
-use std::{collections::VecDeque, io};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::write::GzDecoder;
 
-use crate::protobuf::{Malformed, Scanner};
+use crate::{
+    models::Limits,
+    protobuf::{Malformed, Scanner},
+};
 
 /// Pieces up to this size are copied together, so that a small message stays one frame; larger ones are never copied.
 const COPIED: usize = 8 << 10;
@@ -21,10 +31,8 @@ pub enum FrameError {
         limit: u64,
     },
     /// A compressed message that grows beyond what is allowed.
-    #[error(
-        "a compressed message has more than the {0} bytes allowed when decompressed; send it uncompressed"
-    )]
-    Inflated(usize),
+    #[error("a compressed message holds more than may be decompressed; send it uncompressed")]
+    Inflated,
     /// Compressed without an encoding, damaged, or an unknown flag.
     #[error("a message cannot be decompressed: {0}")]
     Compression(&'static str),
@@ -49,6 +57,7 @@ pub struct Rewriter {
     gzip: bool,
     message_bytes: u32,
     decompressed_bytes: usize,
+    budget: Arc<Budget>,
     state: State,
     joined: BytesMut,
 }
@@ -87,17 +96,22 @@ pub(crate) fn suffix(internal: &str) -> Bytes {
 
 impl Rewriter {
     /// For requests of one model; `gzip` says whether messages may be compressed.
-    pub fn new(internal: &str, gzip: bool, limits: &crate::Limits) -> Self {
-        Self::with_suffix(suffix(internal), gzip, limits)
+    pub fn new(internal: &str, gzip: bool, limits: &Limits) -> Self {
+        Self::with_suffix(suffix(internal), gzip, limits, Budget::new(limits))
     }
 
-    pub(crate) fn with_suffix(suffix: Bytes, gzip: bool, limits: &crate::Limits) -> Self {
-        let (message_bytes, decompressed_bytes) = (limits.message_bytes, limits.decompressed_bytes);
+    pub(crate) fn with_suffix(
+        suffix: Bytes,
+        gzip: bool,
+        limits: &Limits,
+        budget: Arc<Budget>,
+    ) -> Self {
         Self {
             suffix,
             gzip,
-            message_bytes,
-            decompressed_bytes,
+            message_bytes: limits.message_bytes,
+            decompressed_bytes: limits.decompressed_bytes,
+            budget,
             state: START,
             joined: BytesMut::new(),
         }
@@ -175,7 +189,10 @@ impl Rewriter {
             )),
             1 if length == 0 => Err(FrameError::Compression("it is empty")),
             1 => {
-                let decoder = Box::new(GzDecoder::new(Capped::new(self.decompressed_bytes)));
+                let decoder = Box::new(GzDecoder::new(Capped::new(
+                    self.decompressed_bytes,
+                    &self.budget,
+                )));
                 self.state = State::Gzip {
                     left: length,
                     decoder,
@@ -214,10 +231,10 @@ impl Rewriter {
         };
         let finished = decoder.try_finish();
         if decoder.get_ref().full {
-            return Err(FrameError::Inflated(self.decompressed_bytes));
+            return Err(FrameError::Inflated);
         }
         finished.map_err(|_| FrameError::Compression("it is damaged"))?;
-        let message = Bytes::from(std::mem::take(&mut decoder.get_mut().bytes));
+        let message = decoder.get_mut().take();
         Scanner::new(message.len() as u64).scan(&message)?;
         self.header(message.len() as u64)?;
         self.emit(message, out);
@@ -227,9 +244,7 @@ impl Rewriter {
 
     fn checked(&self, written: io::Result<()>) -> Result<(), FrameError> {
         match &self.state {
-            State::Gzip { decoder, .. } if decoder.get_ref().full => {
-                Err(FrameError::Inflated(self.decompressed_bytes))
-            }
+            State::Gzip { decoder, .. } if decoder.get_ref().full => Err(FrameError::Inflated),
             _ => written.map_err(|_| FrameError::Compression("it is damaged")),
         }
     }
@@ -250,30 +265,80 @@ impl Rewriter {
     }
 }
 
+/// Bytes of decompressed messages that all requests of a proxy hold together, and the most they may.
+pub(crate) struct Budget {
+    held: AtomicUsize,
+    most: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            held: AtomicUsize::new(0),
+            most: limits.all_decompressed_bytes,
+        })
+    }
+}
+
+/// A decompressed message, counted until its last byte has been sent.
+struct Held {
+    bytes: Vec<u8>,
+    budget: Arc<Budget>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget
+            .held
+            .fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
 /// What a decompressor may write into.
 struct Capped {
-    bytes: Vec<u8>,
+    held: Held,
     cap: usize,
     full: bool,
 }
 
 impl Capped {
-    fn new(cap: usize) -> Self {
-        Self {
+    fn new(cap: usize, budget: &Arc<Budget>) -> Self {
+        let held = Held {
             bytes: Vec::new(),
+            budget: budget.clone(),
+        };
+        Self {
+            held,
             cap,
             full: false,
         }
+    }
+
+    fn take(&mut self) -> Bytes {
+        let empty = Held {
+            bytes: Vec::new(),
+            budget: self.held.budget.clone(),
+        };
+        Bytes::from_owner(std::mem::replace(&mut self.held, empty))
     }
 }
 
 impl io::Write for Capped {
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-        if part.len() > self.cap - self.bytes.len() {
+        let budget = &self.held.budget;
+        let held = budget.held.fetch_add(part.len(), Ordering::Relaxed) + part.len();
+        if part.len() > self.cap - self.held.bytes.len() || held > budget.most {
+            budget.held.fetch_sub(part.len(), Ordering::Relaxed);
             self.full = true;
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.bytes.extend_from_slice(part);
+        self.held.bytes.extend_from_slice(part);
         Ok(part.len())
     }
 

@@ -1,6 +1,4 @@
 //! gRPC requests.
-use std::sync::Arc;
-
 use http::{
     HeaderMap, HeaderValue, Request, Response, Uri, Version, header,
     uri::{Authority, PathAndQuery, Scheme},
@@ -102,13 +100,16 @@ async fn admitted<M: Models>(
         Some(b"gzip") => true,
         Some(other) => return Err(Refusal::encoding(&String::from_utf8_lossy(other))),
     };
-    let internal: Arc<str> = exchange.internal().ok_or_else(Refusal::unnamed)?.into();
+    let internal = exchange.internal().ok_or_else(Refusal::unnamed)?;
     let turns = proxy.admit(&internal, exchange).await?;
-    Ok(Some(Rewriter::with_suffix(
+    let core = &proxy.core;
+    let rewriter = Rewriter::with_suffix(
         turns.suffix.clone(),
         gzip,
-        &proxy.core.limits,
-    )))
+        &core.limits,
+        core.budget.clone(),
+    );
+    Ok(Some(rewriter))
 }
 
 /// Whether the messages are protobuf's, the only ones a field can be appended to.

@@ -340,6 +340,13 @@ pub(crate) struct ModelSeries {
     known: Mutex<Known>,
 }
 
+impl ModelSeries {
+    /// The model's name at the inference server.
+    pub(crate) fn internal(&self) -> &str {
+        &self.internal
+    }
+}
+
 #[derive(Default)]
 struct Known {
     rows: Vec<Row>,

@@ -92,6 +92,8 @@ pub struct Limits {
     pub message_bytes: u32,
     /// Bytes of one compressed gRPC message when decompressed, which has to be held whole; default 64 MiB.
     pub decompressed_bytes: usize,
+    /// Bytes of all such messages together; default 512 MiB.
+    pub all_decompressed_bytes: usize,
     /// Streams of one connection from a client; default 1,000.
     pub streams_per_client: u32,
     /// Requests that share one gRPC connection to the inference server before another is opened; default 32.
@@ -115,6 +117,7 @@ impl Default for Limits {
             header_deadline: Duration::from_secs(75),
             message_bytes: 1_000 << 20,
             decompressed_bytes: 64 << 20,
+            all_decompressed_bytes: 512 << 20,
             streams_per_client: 1_000,
             streams_per_upstream: 32,
             connect_deadline: Duration::from_secs(1),

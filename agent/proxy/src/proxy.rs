@@ -13,6 +13,7 @@ use crate::{
     admission::{Admission, Turns},
     body::ProxyBody,
     errors::{Refusal, Reset},
+    frames::Budget,
     grpc, headers,
     metrics::{Code, Method, Metrics, ModelSeries},
     models::{Lease, Limits, Models, NotServed, Upstream},
@@ -41,6 +42,7 @@ pub(crate) struct Core {
     pub(crate) grpc: GrpcPool,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
+    pub(crate) budget: Arc<Budget>,
     admission: Admission,
     stalled: Mutex<CancellationToken>,
 }
@@ -54,6 +56,7 @@ impl<M: Models> Proxy<M> {
             rest,
             grpc,
             metrics,
+            budget: Budget::new(&limits),
             limits,
             admission: Admission::default(),
             stalled: Mutex::default(),
@@ -156,7 +159,7 @@ pub(crate) struct Exchange {
     method: Method,
     label: &'static str,
     started: Instant,
-    internal: Box<str>,
+    internal: Option<Arc<str>>,
     external: Option<HeaderValue>,
     series: Option<Arc<ModelSeries>>,
     lease: Option<Lease>,
@@ -177,7 +180,7 @@ impl Exchange {
             method,
             label,
             started: Instant::now(),
-            internal: headers::internal(fields).unwrap_or_default().into(),
+            internal: headers::internal(fields).map(Arc::from),
             external: headers::external(fields).cloned(),
             series: None,
             lease: None,
@@ -187,8 +190,8 @@ impl Exchange {
     }
 
     /// The model that answers, if the request names one.
-    pub(crate) fn internal(&self) -> Option<&str> {
-        Some(&*self.internal).filter(|name| !name.is_empty())
+    pub(crate) fn internal(&self) -> Option<Arc<str>> {
+        self.internal.clone()
     }
 
     /// Counts the answer and lets the model go.
@@ -200,7 +203,7 @@ impl Exchange {
         self.metrics.answered(self.label, code, took);
         if let Some(series) = self.series.take() {
             let asked = self.external.as_ref().and_then(|name| name.to_str().ok());
-            let external = asked.unwrap_or_else(|| headers::stem(&self.internal));
+            let external = asked.unwrap_or_else(|| headers::stem(series.internal()));
             self.metrics
                 .answered_by(&series, external, self.method, code, took);
         }

@@ -1,6 +1,4 @@
 //! REST requests.
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{HeaderValue, Method as Verb, Request, Response, Uri, header, uri::PathAndQuery};
 use http_body_util::BodyExt as _;
@@ -87,7 +85,7 @@ async fn upstream_path<M: Models>(
         Rest::Server(path) => return Ok(Uri::from_static(path)),
         Rest::Model(tail) => tail,
     };
-    let internal: Arc<str> = exchange.internal().ok_or_else(Refusal::unnamed)?.into();
+    let internal = exchange.internal().ok_or_else(Refusal::unnamed)?;
     let turns = proxy.admit(&internal, exchange).await?;
     let query = uri.query().unwrap_or_default();
     let mut path = String::with_capacity(turns.path.len() + tail.len() + query.len() + 2);
