@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::parts::{Parts, make_artefacts};
 use crate::ports::{EnvoyPorts, Ports, ReplicaPorts, SchedulerPorts};
 use crate::ready::ready;
-use crate::supervise::{Home, ProcessStatus, supervise, write};
+use crate::supervise::{Home, ProcessStatus, kill_leftovers, supervise, write};
 
 /// Runs the whole system on this machine
 #[derive(Debug, clap::Args)]
@@ -160,6 +160,8 @@ impl Up {
             self.servers,
         )?;
         let ports = ports.shifted(self.port_offset);
+        let run_dir = home.folder.join("run");
+        kill_leftovers(&run_dir);
         ports.check_free()?;
         let cache = Cache::open()?;
         let parts = Parts::find(&cache, EnvoyVersion::default())?;
@@ -173,7 +175,6 @@ impl Up {
                 folder
             }
         };
-        let run_dir = home.folder.join("run");
         fs::create_dir_all(&run_dir)
             .with_context(|| format!("cannot create {}", run_dir.display()))?;
         Ok(Config {

@@ -32,12 +32,24 @@ pub struct Config {
     /// Requirements of models that the servers meet.
     pub capabilities: Vec<String>,
     pub log_level: String,
+    /// Mutual TLS from the Envoys to the scheduler, which takes its side from variables.
+    #[serde(default)]
+    pub xds_tls: Option<TlsFiles>,
     /// Further arguments and variables for one process or, under `scheduler`, `agent`, `mlserver` or `envoy`, for all
     /// of a kind.
     #[serde(default)]
     pub args: BTreeMap<String, Vec<String>>,
     #[serde(default)]
     pub env: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// PEM files of one side of a connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Who signs the other side's certificate.
+    pub authority: PathBuf,
 }
 
 impl Config {
@@ -53,6 +65,7 @@ impl Config {
             over_commit_percentage: 20,
             capabilities: ["mlserver", "python", "sklearn"].map(str::to_owned).into(),
             log_level: "info".to_owned(),
+            xds_tls: None,
             args: BTreeMap::new(),
             env: BTreeMap::new(),
         }
@@ -197,6 +210,13 @@ impl Config {
             ("rclone-host", &"127.0.0.1"),
             ("rclone-port", &ports.rclone),
             ("rclone-binary", &self.parts.rclone.display()),
+            (
+                "allowed-local-roots",
+                &format!(
+                    "/var/models,/mnt/models,/models,{}",
+                    self.artefacts.display()
+                ),
+            ),
             ("agent-folder", &launch.folder.display()),
             ("config-path", &config.display()),
             ("envoy-host", &"127.0.0.1"),
@@ -239,12 +259,16 @@ impl Config {
             .with_context(|| format!("cannot write {}", file.display()))?;
         launch.program.clone_from(&self.parts.envoy);
         // Without hot restart several Envoys run side by side.
-        launch.args = vec!["--disable-hot-restart".to_owned()];
-        launch.args.extend(flags(&[
-            ("concurrency", &self.envoy_concurrency),
-            ("log-level", &self.log_level),
-            ("config-path", &file.display()),
-        ]));
+        let words: [&dyn std::fmt::Display; 7] = [
+            &"--disable-hot-restart",
+            &"--concurrency",
+            &self.envoy_concurrency,
+            &"--log-level",
+            &self.log_level,
+            &"--config-path",
+            &file.display(),
+        ];
+        launch.args = words.map(ToString::to_string).into();
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ mod system;
 
 pub use builder::Builder;
 pub use component::Component;
-pub use config::Config;
+pub use config::{Config, TlsFiles};
 pub use nix::sys::signal::Signal;
 pub use parts::{Parts, make_artefacts};
 pub use ports::{EnvoyPorts, Ports, ReplicaPorts, Reservation, SchedulerPorts};

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::Parser as _;
 use serde::{Deserialize, Serialize};
 
 /// Every port of a local system.
@@ -109,6 +110,18 @@ pub struct ReplicaPorts {
     pub server_metrics: u16,
 }
 
+/// Their defaults, in one place: those of the flags.
+#[derive(clap::Parser)]
+#[command(no_binary_name = true)]
+struct First {
+    #[command(flatten)]
+    scheduler: SchedulerPorts,
+    #[command(flatten)]
+    envoy: EnvoyPorts,
+    #[command(flatten)]
+    replica: ReplicaPorts,
+}
+
 /// A further Envoy or replica has its ports this much higher.
 const NEXT: u16 = 100;
 
@@ -139,6 +152,19 @@ impl Ports {
         };
         ports.distinct()?;
         Ok(ports)
+    }
+
+    /// Returns the documented ports; further Envoys and replicas have theirs 100 higher each.
+    pub fn documented(replicas: usize, envoys: usize) -> Result<Self> {
+        let none: [&str; 0] = [];
+        let first = First::try_parse_from(none).context("every port has a default")?;
+        Self::from_first(
+            first.scheduler,
+            &first.envoy,
+            &first.replica,
+            envoys,
+            replicas,
+        )
     }
 
     /// Returns the same ports, all of them `offset` higher.
@@ -370,6 +396,19 @@ mod tests {
             numbers(&first)
                 .iter()
                 .all(|port| !numbers(&second).contains(port))
+        );
+    }
+
+    #[test]
+    fn documented_ports_do_not_collide() {
+        let ports = Ports::documented(5, 3).unwrap();
+        assert_eq!(
+            (
+                ports.envoys[0].data,
+                ports.replicas[0].rest,
+                ports.scheduler.xds
+            ),
+            (9000, 9999, 9002)
         );
     }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
@@ -173,6 +175,30 @@ impl Child {
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         self.started = now;
         self.due = None;
+    }
+}
+
+/// Kills what a killed supervisor has left: processes started with a path below our run folder.
+///
+/// Its children died with it, but not theirs, such as an agent's rclone.
+pub(crate) fn kill_leftovers(run_dir: &Path) {
+    let mark = format!("{}/", run_dir.display());
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return;
+    };
+    for entry in processes.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = command.split(|byte| *byte == 0).skip(1);
+        if words.any(|word| word.starts_with(mark.as_bytes())) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 }
 

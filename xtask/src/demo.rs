@@ -1,0 +1,176 @@
+//! `cargo xtask demo`: the documented iris model, from its manifest to an answer through Envoy.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use seldon_local::{Ports, System};
+use tokio::process::Command;
+
+use crate::workspace;
+
+#[derive(clap::Args)]
+pub struct Demo {
+    /// Replicas of MLServer
+    #[arg(long, default_value_t = 1)]
+    servers: usize,
+    /// Number of Envoys
+    #[arg(long, default_value_t = 1)]
+    envoys: usize,
+    /// Keep it running until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+}
+
+const MANIFEST: &str = "samples/models/sklearn-iris-gs.yaml";
+const REST: &str = r#"{"inputs": [{"name": "predict", "shape": [1, 4], "datatype": "FP32", "data": [[1, 2, 3, 4]]}]}"#;
+const GRPC: &str = r#"{"model_name":"iris","inputs":[{"name":"input","contents":{"fp32_contents":[1,2,3,4]},"datatype":"FP32","shape":[1,4]}]}"#;
+
+impl Demo {
+    pub fn run(&self) -> Result<()> {
+        let start = Instant::now();
+        workspace::build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            tokio::select! {
+                result = self.show(start) => result,
+                // Every process ends with the system that is dropped here.
+                _ = tokio::signal::ctrl_c() => bail!("stopped"),
+            }
+        })
+    }
+
+    async fn show(&self, start: Instant) -> Result<()> {
+        let system = self.start().await?;
+        println!("ready after {:.1} s\n", start.elapsed().as_secs_f32());
+        let ports = system.ports().clone();
+        let envoy = format!(
+            "127.0.0.1:{}",
+            ports.envoys.first().context("one Envoy at least")?.data
+        );
+        let scheduler = format!("127.0.0.1:{}", ports.scheduler.api);
+        let seldon = Seldon {
+            program: &system.config().parts.cli,
+            scheduler: &scheduler,
+            envoy: &envoy,
+        };
+
+        println!(
+            "$ cat {MANIFEST}\n{}",
+            std::fs::read_to_string(workspace::root()?.join(MANIFEST))?
+        );
+        seldon.run(&["model", "load", "-f", MANIFEST]).await?;
+        seldon
+            .run(&[
+                "model",
+                "status",
+                "iris",
+                "-w",
+                "ModelAvailable",
+                "-t",
+                "60",
+            ])
+            .await?;
+        let url = format!("http://{envoy}/v2/models/iris/infer");
+        curl(&[
+            "-s",
+            "-i",
+            &url,
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            REST,
+        ])
+        .await?;
+        seldon.run(&["model", "infer", "iris", REST]).await?;
+        seldon
+            .run(&["model", "infer", "iris", "--inference-mode", "grpc", GRPC])
+            .await?;
+        seldon.run(&["xds", "status"]).await?;
+        if self.keep {
+            println!(
+                "running until Ctrl-C; SELDON_SCHEDULE_HOST={scheduler} SELDON_INFER_HOST={envoy}"
+            );
+            tokio::signal::ctrl_c().await?;
+        }
+        seldon.run(&["model", "unload", "iris"]).await?;
+        system.stop().await;
+        println!("stopped after {:.1} s", start.elapsed().as_secs_f32());
+        Ok(())
+    }
+
+    /// On the documented ports where they are free, else on others.
+    async fn start(&self) -> Result<System> {
+        let folder = workspace::root()?.join("target/demo");
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
+        let mut builder = System::builder()
+            .servers(self.servers)
+            .envoys(self.envoys)
+            .run_dir(folder);
+        match Ports::documented(self.servers, self.envoys)?.check_free() {
+            Ok(()) => builder = builder.ports(Ports::documented(self.servers, self.envoys)?),
+            Err(taken) => println!("{taken:#}: taking other ports"),
+        }
+        builder.start().await
+    }
+}
+
+struct Seldon<'a> {
+    program: &'a Path,
+    scheduler: &'a str,
+    envoy: &'a str,
+}
+
+impl Seldon<'_> {
+    async fn run(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(self.program);
+        command
+            .args(arguments)
+            .env("SELDON_SCHEDULE_HOST", self.scheduler)
+            .env("SELDON_INFER_HOST", self.envoy);
+        show("seldon", arguments, &mut command).await
+    }
+}
+
+async fn curl(arguments: &[&str]) -> Result<()> {
+    show("curl", arguments, Command::new("curl").args(arguments)).await
+}
+
+/// Prints a command as one would type it, runs it and prints its answer.
+async fn show(name: &str, arguments: &[&str], command: &mut Command) -> Result<()> {
+    let quoted: Vec<String> = arguments.iter().map(|word| quote(word)).collect();
+    println!("$ {name} {}", quoted.join(" "));
+    let done = command
+        .current_dir(workspace::root()?)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .with_context(|| format!("cannot start {name}"))?;
+    println!(
+        "{}{}",
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr)
+    );
+    if !done.status.success() {
+        bail!("{name} ended with {}", done.status);
+    }
+    Ok(())
+}
+
+fn quote(word: &str) -> String {
+    let plain = word
+        .chars()
+        .all(|letter| letter.is_ascii_alphanumeric() || "-_./:=".contains(letter));
+    if plain {
+        word.to_owned()
+    } else {
+        format!("'{word}'")
+    }
+}

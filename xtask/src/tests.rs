@@ -1,0 +1,216 @@
+//! `cargo xtask test`: every block of tests, and what each took of its share of the time.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use seldon_components::{Cache, EnvoyVersion};
+
+use crate::workspace::{cargo, line};
+use crate::{lint, workspace};
+
+#[derive(clap::Args)]
+pub struct Test {
+    /// More rounds, and the oldest supported Envoy as well
+    #[arg(long)]
+    long: bool,
+    /// Only these blocks (all of them): set-up, lint, unit, system
+    #[arg(value_enum)]
+    blocks: Vec<Block>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Block {
+    /// Fetch components, build programs, filter and tests
+    SetUp,
+    /// Formatting, clippy and documentation
+    Lint,
+    /// Each crate's own tests
+    Unit,
+    /// The running system on real parts
+    System,
+}
+
+const ALL: [Block; 4] = [Block::SetUp, Block::Lint, Block::Unit, Block::System];
+/// The share of time of building and the running system, on two cores with nothing cached.
+const SHARE: Duration = Duration::from_mins(20);
+
+struct Outcome {
+    block: Block,
+    took: Duration,
+    failure: Option<anyhow::Error>,
+    /// What the test runner said of each of its programs.
+    said: Vec<String>,
+}
+
+impl Test {
+    pub fn run(&self) -> Result<()> {
+        let wanted: Vec<Block> = ALL
+            .into_iter()
+            .filter(|block| self.blocks.is_empty() || self.blocks.contains(block))
+            .collect();
+        let mut outcomes = Vec::new();
+        for block in wanted {
+            eprintln!("==> {block:?}");
+            let start = Instant::now();
+            let mut said = Vec::new();
+            let failure = self.block(block, &mut said).err();
+            if let Some(error) = &failure {
+                eprintln!("{block:?} failed: {error:#}");
+            }
+            let broken = failure.is_some() && block == Block::SetUp;
+            outcomes.push(Outcome {
+                block,
+                took: start.elapsed(),
+                failure,
+                said,
+            });
+            if broken {
+                break;
+            }
+        }
+        report(&outcomes)
+    }
+
+    fn block(&self, block: Block, said: &mut Vec<String>) -> Result<()> {
+        match block {
+            Block::SetUp => self.set_up(),
+            Block::Lint => {
+                let checks = [lint::format(), lint::clippy(), lint::documentation()];
+                let failed: Vec<String> = checks
+                    .into_iter()
+                    .filter_map(|check| Some(format!("{:#}", check.err()?)))
+                    .collect();
+                if failed.is_empty() {
+                    Ok(())
+                } else {
+                    bail!("{}", failed.join("; "))
+                }
+            }
+            Block::Unit => self.tests(
+                &[
+                    "test",
+                    "--workspace",
+                    "--no-fail-fast",
+                    "--exclude",
+                    "seldon-e2e",
+                ],
+                said,
+            ),
+            // One test after the other: each has its own system, and two cores do not carry several.
+            Block::System => self.tests(
+                &[
+                    "test",
+                    "--package",
+                    "seldon-e2e",
+                    "--no-fail-fast",
+                    "--",
+                    "--test-threads=1",
+                ],
+                said,
+            ),
+        }
+    }
+
+    fn set_up(&self) -> Result<()> {
+        let fetching = std::thread::spawn(move || {
+            let cache = Cache::open()?;
+            cache.envoy(EnvoyVersion::default())?;
+            cache.rclone()?;
+            cache.mlserver()?;
+            cache.grpcurl()?;
+            cache.tritonclient_python()?;
+            anyhow::Ok(cache)
+        });
+        workspace::build()?;
+        workspace::run(&mut cargo(&["test", "--workspace", "--no-run", "--quiet"])?)?;
+        let cache = fetching.join().ok().context("fetching panicked")??;
+        if self.long {
+            cache.envoy(EnvoyVersion::V1_36_4)?;
+        }
+        seldon_local::make_artefacts(&cache, &cache.root().join("artefacts"))
+    }
+
+    fn tests(&self, arguments: &[&str], said: &mut Vec<String>) -> Result<()> {
+        let mut command = cargo(arguments)?;
+        if self.long {
+            command
+                .env("SELDON_TEST_LONG", "1")
+                .env("PROPTEST_CASES", "4096");
+        }
+        collect(&mut command, said)
+    }
+}
+
+/// Runs tests, passing on what they print and keeping the runner's own closing lines.
+fn collect(command: &mut Command, said: &mut Vec<String>) -> Result<()> {
+    let name = line(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))?;
+    let output = child.stdout.take().context("the output is piped")?;
+    let mut program = 0;
+    for printed in BufReader::new(output).split(b'\n') {
+        let printed = printed?;
+        let text = String::from_utf8_lossy(&printed);
+        println!("{text}");
+        if text.starts_with("running ") && !text.starts_with("running 0 ") {
+            program += 1;
+        }
+        let empty = text.contains(" 0 passed; 0 failed; 0 ignored");
+        if text.starts_with("test result:") && !empty || text.ends_with(" ... FAILED") {
+            said.push(text.into_owned());
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{name}` failed ({status})");
+    }
+    if program == 0 {
+        bail!("`{name}` ran no test");
+    }
+    Ok(())
+}
+
+fn report(outcomes: &[Outcome]) -> Result<()> {
+    println!("\nblock     time      result");
+    for outcome in outcomes {
+        let result = if outcome.failure.is_some() {
+            "FAILED"
+        } else {
+            "ok"
+        };
+        println!(
+            "{:<9} {:>7.1} s {result}",
+            format!("{:?}", outcome.block),
+            outcome.took.as_secs_f32()
+        );
+    }
+    let total: Duration = outcomes.iter().map(|outcome| outcome.took).sum();
+    let part = total.as_secs_f32() / SHARE.as_secs_f32() * 100.0;
+    let share = SHARE.as_secs() / 60;
+    println!(
+        "{:<9} {:>7.1} s {part:.0} % of the {share} minutes for building and the running system\n",
+        "total",
+        total.as_secs_f32()
+    );
+    for said in outcomes.iter().flat_map(|outcome| &outcome.said) {
+        println!("{said}");
+    }
+    let failed: Vec<String> = outcomes
+        .iter()
+        .filter_map(|outcome| {
+            Some(format!(
+                "{:?}: {:#}",
+                outcome.block,
+                outcome.failure.as_ref()?
+            ))
+        })
+        .collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", failed.join("\n"))
+}
