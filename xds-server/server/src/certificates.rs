@@ -1,0 +1,144 @@
+//! TLS of the control plane and of Envoy, from the documented environment.
+use std::time::Duration;
+
+use seldon_ads::Change;
+use seldon_tls::{Environment, Error, Files, Pem, Protocol, ServerTls};
+
+use crate::{
+    resources::{
+        Tls,
+        names::types,
+        tls::{
+            DOWNSTREAM_CLIENT, DOWNSTREAM_SERVER, UPSTREAM_CLIENT, UPSTREAM_SERVER, authority,
+            certificate,
+        },
+    },
+    writer::Handle,
+};
+
+/// How often certificates are compared with what Envoys have.
+const PERIOD: Duration = Duration::from_secs(5);
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// The server side of the control plane, where CONTROL_PLANE_SECURITY_PROTOCOL=SSL.
+pub fn control_plane() -> Result<Option<ServerTls>, Error> {
+    server_when("CONTROL_PLANE")
+}
+
+/// The server side of discovery, where ENVOY_SECURITY_PROTOCOL=SSL; its certificates are those of the control plane.
+pub fn discovery() -> Result<Option<ServerTls>, Error> {
+    server_when("ENVOY")
+}
+
+fn server_when(switch: &str) -> Result<Option<ServerTls>, Error> {
+    if Environment::new(switch, &variable).protocol()? == Protocol::Plaintext {
+        return Ok(None);
+    }
+    let control_plane = Environment::new("CONTROL_PLANE", &variable);
+    let own = control_plane.files("SERVER")?;
+    let peer = control_plane.files("CLIENT")?;
+    ServerTls::follow(own, peer, &[b"h2"]).map(Some)
+}
+
+/// Envoy's certificates, towards clients and agents.
+pub struct EnvoyCertificates {
+    downstream_server: Files,
+    downstream_client: Files,
+    upstream_client: Files,
+    upstream_server: Files,
+    seen: [Pem; 4],
+    must_authenticate: bool,
+}
+
+impl EnvoyCertificates {
+    /// `None` where Envoy does not use TLS.
+    pub fn from_environment() -> Result<Option<Self>, Error> {
+        let envoy = Environment::new("ENVOY", &variable);
+        if envoy.protocol()? == Protocol::Plaintext {
+            return Ok(None);
+        }
+        let mut certificates = Self {
+            downstream_server: envoy.files("DOWNSTREAM_SERVER")?,
+            downstream_client: envoy.files("DOWNSTREAM_CLIENT")?,
+            upstream_client: envoy.files("UPSTREAM_CLIENT")?,
+            upstream_server: envoy.files("UPSTREAM_SERVER")?,
+            seen: Default::default(),
+            must_authenticate: variable("ENVOY_DOWNSTREAM_CLIENT_MTLS")
+                .is_some_and(|v| matches!(v.as_str(), "true" | "1" | "True" | "TRUE")),
+        };
+        certificates.seen = certificates.read()?;
+        Ok(Some(certificates))
+    }
+
+    fn read(&self) -> Result<[Pem; 4], Error> {
+        Ok([
+            self.downstream_server.read()?,
+            self.downstream_client.read()?,
+            self.upstream_client.read()?,
+            self.upstream_server.read()?,
+        ])
+    }
+
+    /// What clusters and listener are to ask for.
+    pub fn tls(&self) -> Tls {
+        let [_, downstream_client, upstream_client, _] = &self.seen;
+        Tls {
+            downstream_authority: downstream_client.ca.is_some(),
+            clients_must_authenticate: self.must_authenticate && downstream_client.ca.is_some(),
+            upstream_certificate: upstream_client.crt.is_some() && upstream_client.key.is_some(),
+            upstream_authority: self.agents_authority().is_some(),
+        }
+    }
+
+    /// The authority for agents: the documented validation secret, else the one beside Envoy's own certificate.
+    fn agents_authority(&self) -> Option<&Vec<u8>> {
+        let [_, _, upstream_client, upstream_server] = &self.seen;
+        upstream_server.ca.as_ref().or(upstream_client.ca.as_ref())
+    }
+
+    /// All secrets as they are now.
+    pub fn secrets(&self) -> Vec<Change> {
+        let [downstream_server, downstream_client, upstream_client, _] = &self.seen;
+        let identity = |name: &'static str, pem: &Pem| {
+            let (chain, key) = (pem.crt.as_ref()?, pem.key.as_ref()?);
+            Some((name, certificate(name, chain, key)))
+        };
+        let trusted = |name: &'static str, ca: Option<&Vec<u8>>| {
+            Some((name, authority(name, ca?)))
+        };
+        let all = [
+            identity(DOWNSTREAM_SERVER, downstream_server),
+            trusted(DOWNSTREAM_CLIENT, downstream_client.ca.as_ref()),
+            identity(UPSTREAM_CLIENT, upstream_client),
+            trusted(UPSTREAM_SERVER, self.agents_authority()),
+        ];
+        all.into_iter()
+            .flatten()
+            .map(|(name, body)| Change::Put {
+                type_url: types::SECRET,
+                name: name.into(),
+                body,
+            })
+            .collect()
+    }
+
+    /// Sends renewed certificates to Envoys, for as long as it is polled.
+    pub async fn follow(mut self, writer: Handle) {
+        let mut ticks = tokio::time::interval(PERIOD);
+        loop {
+            ticks.tick().await;
+            match self.read() {
+                Ok(now) if now != self.seen => {
+                    tracing::info!("certificates changed: Envoys get them");
+                    self.seen = now;
+                    writer.resources(self.secrets());
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "certificates cannot be read, the former stay"),
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The command line. Names and defaults are the documented ones, in either spelling of Go's flags: `-name` and
+//! `--name`, `--bool` and `--bool=false`.
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Parser};
+
+/// Places models on servers and drives the Envoys.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "seldon-scheduler", version)]
+pub struct Flags {
+    /// Port of the discovery service for Envoys.
+    #[arg(long, value_name = "PORT", default_value_t = 9002)]
+    pub envoy_port: u16,
+    /// Port of the scheduler API.
+    #[arg(long, value_name = "PORT", default_value_t = 9004)]
+    pub scheduler_port: u16,
+    /// Port of the scheduler API with mutual TLS, where CONTROL_PLANE_SECURITY_PROTOCOL=SSL.
+    #[arg(long, value_name = "PORT", default_value_t = 9044)]
+    pub scheduler_mtls_port: u16,
+    /// Port for agents.
+    #[arg(long, value_name = "PORT", default_value_t = 9005)]
+    pub agent_port: u16,
+    /// Port for agents with mutual TLS, where CONTROL_PLANE_SECURITY_PROTOCOL=SSL.
+    #[arg(long, value_name = "PORT", default_value_t = 9055)]
+    pub agent_mtls_port: u16,
+    /// Port for dataflow engines. Not served yet.
+    #[arg(long, value_name = "PORT", default_value_t = 9008)]
+    pub dataflow_port: u16,
+    /// Port of /ready, /live and /metrics.
+    #[arg(long, value_name = "PORT", default_value_t = 9999)]
+    pub health_probe_port: u16,
+    /// Serve the API and agents without TLS.
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub allow_plaintxt: bool,
+
+    /// Node id of Envoys. Any is served; kept for compatibility.
+    #[arg(long = "nodeID", value_name = "ID", default_value = "test-id")]
+    pub node_id: String,
+    /// Port on which Envoys serve inference, for those that name none in their metadata.
+    #[arg(long, value_name = "PORT", env = "ENVOY_DATA_PORT", default_value_t = 9000)]
+    pub envoy_data_port: u16,
+    /// Path of the wasm filter on the Envoys' machines, for those that name none in their metadata.
+    #[arg(long, value_name = "PATH")]
+    pub filter_module: Option<String>,
+    /// Write Envoy's access log.
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_envoy_accesslog: bool,
+    /// Path of Envoy's access log on its machine.
+    #[arg(long, value_name = "PATH", default_value = "/tmp/envoy-accesslog.txt")]
+    pub envoy_accesslog_path: String,
+    /// Successful requests in the access log as well.
+    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub include_successful_requests_envoy_accesslog: bool,
+
+    /// Folder of the store. Without it nothing survives a restart.
+    #[arg(long, value_name = "FOLDER", default_value = "")]
+    pub db_path: String,
+    /// Namespace, where no service account names it.
+    #[arg(long, default_value = "")]
+    pub namespace: String,
+    /// How long to wait at start for agents before moving or removing anything.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub scheduler_ready_timeout_seconds: u64,
+    /// How long removed resources are still shown.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86400)]
+    pub deleted_resource_ttl_seconds: u64,
+    /// Log level: trace, debug, info, warn, error.
+    #[arg(long, value_name = "LEVEL", default_value = "debug")]
+    pub log_level: String,
+    /// File with the tracing configuration.
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub tracing_config_path: String,
+
+    #[command(flatten)]
+    pub unused: Unused,
+}
+
+/// Documented flags of what is not built yet, taken so that documented command lines start.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Accepted, without effect yet")]
+pub struct Unused {
+    #[arg(long, value_name = "HOST", default_value = "0.0.0.0")]
+    pub pipeline_gateway_host: String,
+    #[arg(long, value_name = "PORT", default_value_t = 9010)]
+    pub pipeline_gateway_http_port: u16,
+    #[arg(long, value_name = "PORT", default_value_t = 9011)]
+    pub pipeline_gateway_grpc_port: u16,
+    #[arg(long, value_name = "PATH", default_value = "/mnt/config/scaling.json")]
+    pub scaling_config_path: String,
+    #[arg(long, value_name = "PATH", default_value = "/mnt/config/kafka.json")]
+    pub kafka_config_path: String,
+    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_model_autoscaling: bool,
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_server_autoscaling: bool,
+    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub server_packing_enabled: bool,
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub server_packing_percentage: f64,
+    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_pprof: bool,
+    #[arg(long, value_name = "PORT", default_value_t = 6060)]
+    pub pprof_port: u16,
+    #[arg(long, value_name = "RATE", default_value_t = 0)]
+    pub pprof_block_rate: u32,
+    #[arg(long, value_name = "RATE", default_value_t = 0)]
+    pub pprof_mutex_rate: u32,
+    #[arg(long, value_name = "SPAN", default_value = "1m")]
+    pub retry_creating_failed_pipelines_tick: String,
+    #[arg(long, value_name = "SPAN", default_value = "1m")]
+    pub retry_deleting_failed_pipelines_tick: String,
+    #[arg(long, value_name = "COUNT", default_value_t = 10)]
+    pub max_retry_failed_pipelines: u32,
+}
+
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+impl Flags {
+    /// Reads the process's command line; ends the process where it is wrong or asks for help.
+    pub fn from_command_line() -> Self {
+        Self::parse_from(std::env::args_os().map(with_two_dashes))
+    }
+
+    /// The namespace of the service account, else of the flag; empty outside Kubernetes.
+    pub fn effective_namespace(&self) -> String {
+        std::fs::read_to_string(NAMESPACE_FILE)
+            .map(|text| text.trim().to_owned())
+            .ok()
+            .filter(|namespace| !namespace.is_empty())
+            .unwrap_or_else(|| self.namespace.clone())
+    }
+
+    pub fn ready_timeout(&self) -> Duration {
+        Duration::from_secs(self.scheduler_ready_timeout_seconds)
+    }
+
+    /// `None` where nothing is to be kept.
+    pub fn store_folder(&self) -> Option<PathBuf> {
+        (!self.db_path.is_empty()).then(|| PathBuf::from(&self.db_path))
+    }
+}
+
+/// `-envoy-port` is `--envoy-port`, as Go's flags have it; `-h` and `-V` stay.
+fn with_two_dashes(argument: OsString) -> OsString {
+    match argument.to_str() {
+        Some(text) if text.len() > 2 && text.starts_with('-') && !text.starts_with("--") => {
+            format!("-{text}").into()
+        }
+        _ => argument,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Flags {
+        let all = ["seldon-scheduler"].iter().chain(arguments);
+        Flags::try_parse_from(all.map(|a| with_two_dashes(a.into()))).unwrap()
+    }
+
+    #[test]
+    fn documented_command_lines_start() {
+        let documented = parse(&[
+            "--pipeline-gateway-host=seldon-pipelinegateway",
+            "--tracing-config-path=/mnt/tracing/tracing.json",
+            "--db-path=/mnt/scheduler/db",
+            "--allow-plaintxt=true",
+            "--kafka-config-path=/mnt/kafka/kafka.json",
+            "-scheduler-ready-timeout-seconds=30",
+            "--server-packing-enabled=false",
+            "--nodeID=n",
+            "--include-successful-requests-envoy-accesslog",
+        ]);
+        assert_eq!(documented.scheduler_ready_timeout_seconds, 30);
+        assert!(documented.include_successful_requests_envoy_accesslog);
+        assert_eq!(documented.node_id, "n");
+        assert!(documented.store_folder().is_some());
+        let plain = parse(&[]);
+        assert!(plain.allow_plaintxt && plain.enable_envoy_accesslog);
+        assert_eq!((plain.envoy_port, plain.agent_port), (9002, 9005));
+        assert!(!parse(&["--allow-plaintxt=false"]).allow_plaintxt);
+    }
+}

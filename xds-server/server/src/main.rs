@@ -1,0 +1,108 @@
+//! `seldon-scheduler`: parse, validate, build, spawn, drain.
+use std::path::Path;
+
+use anyhow::Context as _;
+use seldon_core::{Config, Synchronisation};
+use seldon_scheduler::{
+    certificates::{self, EnvoyCertificates},
+    flags::Flags,
+    resources::{AccessLog, ListenerOptions},
+    sockets::Sockets,
+    store::{Disk, Forgetful, Store},
+    system::{self, Options},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let flags = Flags::from_command_line();
+    let tracing_config = Some(flags.tracing_config_path.as_str()).filter(|path| !path.is_empty());
+    let _telemetry = seldon_telemetry::init(
+        "seldon-scheduler",
+        &flags.log_level,
+        tracing_config.map(Path::new),
+    )?;
+    match flags.store_folder() {
+        Some(folder) => run(&flags, Disk::open(&folder)?).await,
+        None => {
+            tracing::warn!("without --db-path nothing survives a restart of the scheduler");
+            run(&flags, Forgetful).await
+        }
+    }
+}
+
+async fn run<S: Store>(flags: &Flags, store: S) -> anyhow::Result<()> {
+    let control_plane_tls = certificates::control_plane()?;
+    if control_plane_tls.is_none() && !flags.allow_plaintxt {
+        anyhow::bail!(
+            "nothing would be served: allow plain text by --allow-plaintxt=true or set CONTROL_PLANE_SECURITY_PROTOCOL=SSL"
+        );
+    }
+    let envoy_certificates = EnvoyCertificates::from_environment()?;
+    warn_of_filter(flags.filter_module.as_deref());
+    let options = Options {
+        rules: rules(flags),
+        listener: ListenerOptions {
+            port: flags.envoy_data_port,
+            access_log: flags.enable_envoy_accesslog.then(|| AccessLog {
+                path: flags.envoy_accesslog_path.clone(),
+                successes: flags.include_successful_requests_envoy_accesslog,
+            }),
+            tls: envoy_certificates.as_ref().map(EnvoyCertificates::tls),
+        },
+        filter_module: flags.filter_module.clone(),
+        envoy_certificates,
+        control_plane_tls,
+        discovery_tls: certificates::discovery()?,
+        store,
+    };
+    let sockets = Sockets::bind(flags, options.control_plane_tls.is_some()).await?;
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        envoys = flags.envoy_port,
+        api = flags.scheduler_port,
+        agents = flags.agent_port,
+        "scheduler started"
+    );
+    system::run(options, sockets, stop).await
+}
+
+/// In Kubernetes the operator tells which servers to wait for.
+fn rules(flags: &Flags) -> Config {
+    let timeout = flags.ready_timeout();
+    Config::new(if flags.effective_namespace().is_empty() {
+        Synchronisation::AfterTimeout(timeout)
+    } else {
+        Synchronisation::FirstServers { timeout }
+    })
+}
+
+fn warn_of_filter(module: Option<&str>) {
+    match module {
+        None => tracing::warn!(
+            "without --filter-module, Envoys that name no module in their metadata route by the header seldon-model only"
+        ),
+        Some(module) if !Path::new(module).exists() => tracing::warn!(
+            module,
+            "the filter module is not on this machine; Envoys must have it under the same path"
+        ),
+        Some(_) => {}
+    }
+}
+
+fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watching SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watching SIGINT")?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! The wasm filter: a module from a local file, configured with experiments only.
+use bytes::Bytes;
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{
+            AsyncDataSource, DataSource, TypedExtensionConfig, async_data_source, data_source,
+        },
+        extensions::{
+            filters::http::wasm::v3::Wasm,
+            wasm::v3::{FailurePolicy, PluginConfig, VmConfig, plugin_config::Vm},
+        },
+    },
+    google::protobuf::StringValue,
+};
+use prost::Message;
+
+use super::{
+    names::FILTER,
+    wire::{any, truth},
+};
+
+/// `module` is a path on Envoy's machine.
+pub(super) fn encode(module: &str, config: &seldon_routing::Config) -> Bytes {
+    let file = DataSource {
+        specifier: Some(data_source::Specifier::Filename(module.into())),
+        ..Default::default()
+    };
+    let vm = VmConfig {
+        runtime: "envoy.wasm.runtime.v8".into(),
+        code: Some(AsyncDataSource {
+            specifier: Some(async_data_source::Specifier::Local(file)),
+        }),
+        ..Default::default()
+    };
+    let plugin = PluginConfig {
+        name: FILTER.into(),
+        configuration: Some(any(&StringValue {
+            value: config.to_json(),
+        })),
+        // A panic of the module costs one request; with the default, every later one got 503.
+        failure_policy: FailurePolicy::FailReload.into(),
+        allow_on_headers_stop_iteration: truth(true),
+        vm: Some(Vm::VmConfig(vm)),
+        ..Default::default()
+    };
+    extension(&Wasm {
+        config: Some(plugin),
+    })
+}
+
+pub(super) fn extension(wasm: &Wasm) -> Bytes {
+    TypedExtensionConfig {
+        name: FILTER.into(),
+        typed_config: Some(any(wasm)),
+    }
+    .encode_to_vec()
+    .into()
+}

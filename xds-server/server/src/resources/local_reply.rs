@@ -1,0 +1,152 @@
+//! What Envoy says when it answers by itself: the protocol's own error, naming the model.
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            accesslog::v3::{
+                AccessLogFilter, AndFilter, HeaderFilter, ResponseFlagFilter,
+                access_log_filter::FilterSpecifier,
+            },
+            core::v3::{
+                DataSource, SubstitutionFormatString, data_source::Specifier,
+                substitution_format_string::Format,
+            },
+            route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
+        },
+        extensions::filters::network::http_connection_manager::v3::{
+            LocalReplyConfig, ResponseMapper,
+        },
+        r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+    },
+    google::protobuf::{Struct, Value, value::Kind},
+};
+
+use super::{
+    names::MODEL_HEADER,
+    wire::{number, overwrite},
+};
+
+const UNKNOWN: &str = "no model named %REQ(seldon-model)%";
+const UNNAMED: &str = "the request names no model: send the header seldon-model, or use a path below /v2/models/<name>/";
+const NOT_SERVED: &str = "%REQ(:METHOD)% %REQ(:PATH)% is not served";
+const NO_ANSWER: &str = "model %REQ(seldon-model)%: no replica answered (%RESPONSE_CODE_DETAILS%)";
+const OTHER: &str = "%LOCAL_REPLY_BODY%";
+
+/// No route, that is no scope: nobody serves a model of this name.
+const NO_ROUTE: &[&str] = &["NR"];
+/// Refused by the list of served paths.
+const REFUSED: &[&str] = &["UAEX"];
+/// The request went, or should have gone, to a replica.
+const UPSTREAM: &[&str] = &["NC", "UH", "UF", "UC", "UO", "UR", "URX", "UT", "LR", "UPE"];
+
+const NOT_FOUND: u32 = 404;
+const GRPC_NOT_FOUND: &str = "5";
+const GRPC_UNIMPLEMENTED: &str = "12";
+
+/// The first mapper that fits decides.
+pub(super) fn config() -> LocalReplyConfig {
+    let mut mappers = Vec::new();
+    let cases = [
+        (vec![flags(NO_ROUTE), unnamed()], Some((NOT_FOUND, GRPC_NOT_FOUND)), UNNAMED),
+        (vec![flags(NO_ROUTE)], Some((NOT_FOUND, GRPC_NOT_FOUND)), UNKNOWN),
+        (vec![flags(REFUSED)], Some((NOT_FOUND, GRPC_UNIMPLEMENTED)), NOT_SERVED),
+        (vec![flags(UPSTREAM)], None, NO_ANSWER),
+    ];
+    for (filters, status, text) in cases {
+        mappers.push(over_grpc(filters.clone(), status.map(|s| s.1), text));
+        mappers.push(ResponseMapper {
+            filter: Some(all(filters)),
+            status_code: status.and_then(|s| number(s.0)),
+            body_format_override: Some(json(text)),
+            ..Default::default()
+        });
+    }
+    mappers.push(over_grpc(Vec::new(), None, OTHER));
+    LocalReplyConfig {
+        mappers,
+        body_format: Some(json(OTHER)),
+    }
+}
+
+/// A reply to gRPC has no body: Envoy puts the text into `grpc-message`, and the status that fits HTTP's into
+/// `grpc-status` unless we say another.
+fn over_grpc(
+    mut filters: Vec<AccessLogFilter>,
+    status: Option<&str>,
+    message: &str,
+) -> ResponseMapper {
+    filters.push(header(
+        "content-type",
+        HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::Prefix("application/grpc".into())),
+            ..Default::default()
+        }),
+    ));
+    ResponseMapper {
+        filter: Some(all(filters)),
+        headers_to_add: status
+            .map(|status| overwrite("grpc-status", status))
+            .into_iter()
+            .collect(),
+        body_format_override: Some(text(message)),
+        ..Default::default()
+    }
+}
+
+fn all(mut filters: Vec<AccessLogFilter>) -> AccessLogFilter {
+    match (filters.len(), filters.pop()) {
+        (1, Some(only)) => only,
+        (_, last) => {
+            filters.extend(last);
+            filter(FilterSpecifier::AndFilter(AndFilter { filters }))
+        }
+    }
+}
+
+fn flags(flags: &[&str]) -> AccessLogFilter {
+    filter(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter {
+        flags: flags.iter().map(|f| (*f).into()).collect(),
+    }))
+}
+
+fn unnamed() -> AccessLogFilter {
+    header(MODEL_HEADER, HeaderMatchSpecifier::PresentMatch(false))
+}
+
+fn header(name: &str, matcher: HeaderMatchSpecifier) -> AccessLogFilter {
+    filter(FilterSpecifier::HeaderFilter(HeaderFilter {
+        header: Some(HeaderMatcher {
+            name: name.into(),
+            header_match_specifier: Some(matcher),
+            ..Default::default()
+        }),
+    }))
+}
+
+fn filter(specifier: FilterSpecifier) -> AccessLogFilter {
+    AccessLogFilter {
+        filter_specifier: Some(specifier),
+    }
+}
+
+fn json(error: &str) -> SubstitutionFormatString {
+    let value = Value {
+        kind: Some(Kind::StringValue(error.into())),
+    };
+    format(Format::JsonFormat(Struct {
+        fields: [("error".to_owned(), value)].into(),
+    }))
+}
+
+fn text(message: &str) -> SubstitutionFormatString {
+    format(Format::TextFormatSource(DataSource {
+        specifier: Some(Specifier::InlineString(message.into())),
+        ..Default::default()
+    }))
+}
+
+fn format(format: Format) -> SubstitutionFormatString {
+    SubstitutionFormatString {
+        format: Some(format),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,171 @@
+//! Scopes: what happens to the requests of one name.
+//!
+//! There are two of each model and tens of thousands of models, so every byte counts: one route, one retry policy, and
+//! headers where they are said once.
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::{
+    config::route::v3::{
+        FilterConfig, RetryPolicy, Route as EnvoyRoute, RouteAction, RouteConfiguration, RouteMatch,
+        ScopedRouteConfiguration, VirtualHost, WeightedCluster,
+        retry_policy::{RetryHostPredicate, retry_host_predicate},
+        route,
+        route_action::ClusterSpecifier,
+        route_match::{GrpcRouteMatchOptions, PathSpecifier},
+        scoped_route_configuration::{Key, key},
+        weighted_cluster::ClusterWeight,
+    },
+    extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
+};
+use prost::Message;
+
+use super::{
+    names::{FILTER, INTERNAL_MODEL_HEADER, ROUTE_HEADER},
+    wire::{any, append, number, overwrite, seconds, truth},
+};
+
+/// Attempts beyond the first; the cluster's retry budget bounds them all together.
+const RETRIES: u32 = 3;
+/// How often another host is drawn when a retry would meet the one that just failed.
+const HOST_DRAWS: i64 = 5;
+
+/// One version's part in a scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    /// `<name>_<version>`.
+    pub(super) internal_model: String,
+    pub(super) http_cluster: String,
+    /// Equal to `http_cluster` where one port serves both protocols.
+    pub(super) grpc_cluster: String,
+    pub(super) weight: u32,
+}
+
+/// What a scope says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Scope {
+    pub(super) key: String,
+    pub(super) shares: Vec<Share>,
+    /// Whether the filter stays out of it.
+    pub(super) filter_off: bool,
+    /// Whether a request may run twice after its replica was lost.
+    pub(super) retry: bool,
+}
+
+impl Scope {
+    pub(super) fn encode(&self) -> Bytes {
+        ScopedRouteConfiguration {
+            name: self.key.clone(),
+            key: Some(Key {
+                fragments: vec![key::Fragment {
+                    r#type: Some(key::fragment::Type::StringKey(self.key.clone())),
+                }],
+            }),
+            route_configuration: Some(self.configuration()),
+            ..Default::default()
+        }
+        .encode_to_vec()
+        .into()
+    }
+
+    fn configuration(&self) -> RouteConfiguration {
+        let mut configuration = RouteConfiguration {
+            virtual_hosts: vec![self.host()],
+            validate_clusters: truth(false),
+            ..Default::default()
+        };
+        if let [share] = self.shares.as_slice() {
+            configuration.request_headers_to_add = vec![share.request_header()];
+            configuration.response_headers_to_add = vec![share.response_header()];
+        }
+        if self.filter_off {
+            let off = FilterConfig {
+                disabled: true,
+                ..Default::default()
+            };
+            configuration.typed_per_filter_config = HashMap::from([(FILTER.into(), any(&off))]);
+        }
+        configuration
+    }
+
+    /// Which paths are served at all is the listener's matter, so a prefix of everything is enough here.
+    fn host(&self) -> VirtualHost {
+        let two_ports = self.shares.iter().any(|s| s.http_cluster != s.grpc_cluster);
+        let mut routes = Vec::with_capacity(2);
+        if two_ports {
+            routes.push(self.route(Some(GrpcRouteMatchOptions {}), |s| &s.grpc_cluster));
+        }
+        routes.push(self.route(None, |s| &s.http_cluster));
+        VirtualHost {
+            name: "v".into(),
+            domains: vec!["*".into()],
+            routes,
+            retry_policy: self.retry.then(retry_policy),
+            ..Default::default()
+        }
+    }
+
+    fn route(
+        &self,
+        grpc: Option<GrpcRouteMatchOptions>,
+        cluster: impl Fn(&Share) -> &String,
+    ) -> EnvoyRoute {
+        let target = match self.shares.as_slice() {
+            [share] => ClusterSpecifier::Cluster(cluster(share).clone()),
+            shares => ClusterSpecifier::WeightedClusters(WeightedCluster {
+                clusters: shares.iter().map(|s| s.weighted(cluster(s))).collect(),
+                ..Default::default()
+            }),
+        };
+        EnvoyRoute {
+            r#match: Some(RouteMatch {
+                path_specifier: Some(PathSpecifier::Prefix("/".into())),
+                grpc,
+                ..Default::default()
+            }),
+            action: Some(route::Action::Route(RouteAction {
+                timeout: seconds(0), // a model may take as long as it needs; the client's patience ends a request
+                cluster_specifier: Some(target),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }
+    }
+}
+
+impl Share {
+    fn request_header(&self) -> envoy_types::pb::envoy::config::core::v3::HeaderValueOption {
+        overwrite(INTERNAL_MODEL_HEADER, &self.internal_model)
+    }
+
+    /// Appended: an answer that passed several models carries the routes of all of them.
+    fn response_header(&self) -> envoy_types::pb::envoy::config::core::v3::HeaderValueOption {
+        append(ROUTE_HEADER, &format!(":{}:", self.internal_model))
+    }
+
+    fn weighted(&self, cluster: &str) -> ClusterWeight {
+        ClusterWeight {
+            name: cluster.into(),
+            weight: number(self.weight),
+            request_headers_to_add: vec![self.request_header()],
+            response_headers_to_add: vec![self.response_header()],
+            ..Default::default()
+        }
+    }
+}
+
+/// An inference may run again as long as no answer has begun, on another replica; never because of a status.
+pub(super) fn retry_policy() -> RetryPolicy {
+    RetryPolicy {
+        retry_on: "connect-failure,refused-stream,reset".into(),
+        num_retries: number(RETRIES),
+        retry_host_predicate: vec![RetryHostPredicate {
+            name: "p".into(),
+            config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(
+                &PreviousHostsPredicate {},
+            ))),
+        }],
+        host_selection_retry_max_attempts: HOST_DRAWS,
+        ..Default::default()
+    }
+}

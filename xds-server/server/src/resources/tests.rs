@@ -1,0 +1,261 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use envoy_types::pb::envoy::config::{
+    core::v3::TypedExtensionConfig, listener::v3::Listener, route::v3::ScopedRouteConfiguration,
+};
+use proptest::prelude::*;
+use prost::Message;
+use seldon_ads::{Node, Tailor};
+use seldon_core::{Endpoint, ReplicaSet, Route, Split};
+
+use super::*;
+use names::types;
+
+/// A world made by hand.
+#[derive(Clone, Debug, Default)]
+struct Made {
+    routes: BTreeMap<Arc<str>, Route>,
+    replicas: BTreeMap<(Arc<str>, u32), Endpoint>,
+}
+
+impl View for Made {
+    fn route(&self, model: &str) -> Option<Route> {
+        self.routes.get(model).cloned()
+    }
+    fn endpoints(&self, set: &ReplicaSet) -> Vec<Endpoint> {
+        let of = |replica: &u32| self.replicas.get(&(set.server.clone(), *replica));
+        set.replicas.iter().filter_map(of).cloned().collect()
+    }
+}
+
+impl Made {
+    fn replica(&mut self, server: &str, replica: u32, host: &str, ports: (u16, u16)) {
+        let endpoint = Endpoint {
+            replica,
+            host: host.into(),
+            http_port: ports.0,
+            grpc_port: ports.1,
+        };
+        self.replicas.insert((server.into(), replica), endpoint);
+    }
+
+    fn serve(&mut self, model: &str, splits: &[(u32, &str, &[u32], u32)]) {
+        let splits = splits
+            .iter()
+            .map(|(version, server, replicas, weight)| Split {
+                version: *version,
+                replicas: ReplicaSet {
+                    server: (*server).into(),
+                    replicas: replicas.iter().copied().collect(),
+                },
+                weight: *weight,
+            })
+            .collect();
+        let route = Route {
+            model: model.into(),
+            splits,
+            retry: true,
+            log_payloads: false,
+        };
+        self.routes.insert(model.into(), route);
+    }
+
+    fn snapshot(&self) -> BTreeMap<(&'static str, Arc<str>), bytes::Bytes> {
+        snapshot(self, None, self.routes.keys().map(|m| &**m))
+    }
+}
+
+fn names_of(changes: &[Change]) -> Vec<String> {
+    let short = |url: &str| url.rsplit('.').next().unwrap().to_owned();
+    changes
+        .iter()
+        .map(|change| match change {
+            Change::Put { type_url, name, .. } => format!("+{} {name}", short(type_url)),
+            Change::Remove { type_url, name } => format!("-{} {name}", short(type_url)),
+        })
+        .collect()
+}
+
+fn set<const N: usize>(names: [&str; N]) -> BTreeSet<Arc<str>> {
+    names.into_iter().map(Arc::from).collect()
+}
+
+#[test]
+fn a_model_costs_two_scopes_and_shares_its_cluster() {
+    let mut made = Made::default();
+    made.replica("mlserver", 0, "10.0.0.1", (9000, 9000));
+    made.replica("mlserver", 1, "fd00::2", (9000, 9000));
+    made.serve("iris", &[(1, "mlserver", &[0, 1], 1)]);
+    let mut world = World::new(None);
+    let first = world.update(&made, &set(["iris"]), &set([]));
+    insta::assert_yaml_snapshot!("first_model", names_of(&first));
+
+    made.serve("wine", &[(1, "mlserver", &[0, 1], 1)]);
+    let second = world.update(&made, &set(["wine"]), &set([]));
+    assert_eq!(
+        names_of(&second),
+        ["+ScopedRouteConfiguration c:wine", "+ScopedRouteConfiguration i:wine"]
+    );
+    let bytes: usize = second
+        .iter()
+        .map(|change| match change {
+            Change::Put { body, .. } => body.len(),
+            Change::Remove { .. } => 0,
+        })
+        .sum();
+    assert!(bytes <= 700, "{bytes} bytes for a model");
+
+    made.routes.clear();
+    let removed = world.update(&made, &set(["iris", "wine"]), &set([]));
+    insta::assert_yaml_snapshot!("last_model_removed", names_of(&removed));
+}
+
+#[test]
+fn goldens() {
+    let mut made = Made::default();
+    made.replica("mlserver", 0, "10.0.0.1", (9000, 9000));
+    made.replica("mlserver", 1, "10.0.0.2", (9000, 9000));
+    made.replica("triton", 0, "triton-0.seldon", (9001, 9501));
+    made.serve("iris", &[(1, "mlserver", &[0], 3), (2, "mlserver", &[0, 1], 7)]);
+    made.serve("cifar", &[(4, "triton", &[0], 1)]);
+    let all = made.snapshot();
+    let body = |url: &'static str, name: &str| all[&(url, Arc::from(name))].clone();
+    let scope = |name: &str| ScopedRouteConfiguration::decode(body(types::SCOPE, name)).unwrap();
+    insta::assert_debug_snapshot!("scope_of_a_rollout", scope("c:iris"));
+    insta::assert_debug_snapshot!("scope_of_two_ports", scope("i:cifar"));
+    insta::assert_debug_snapshot!("scope_of_servers", scope("c:"));
+    let cluster = |name: &str| {
+        envoy_types::pb::envoy::config::cluster::v3::Cluster::decode(body(types::CLUSTER, name))
+            .unwrap()
+    };
+    insta::assert_debug_snapshot!("cluster_by_address", cluster("mlserver.0-1"));
+    insta::assert_debug_snapshot!("cluster_by_name", cluster("triton.0_grpc"));
+    insta::assert_yaml_snapshot!("snapshot_names", all.keys().map(|k| format!("{} {}", k.0, k.1)).collect::<Vec<_>>());
+}
+
+fn fixed_resources() -> (bytes::Bytes, bytes::Bytes) {
+    let options = ListenerOptions {
+        port: 9000,
+        access_log: Some(AccessLog {
+            path: "/tmp/envoy-accesslog.txt".into(),
+            successes: false,
+        }),
+        tls: None,
+    };
+    let mut changes = fixed(&options, Some("/filter.wasm"), &Default::default()).into_iter();
+    let mut body = || match changes.next().unwrap() {
+        Change::Put { body, .. } => body,
+        Change::Remove { .. } => panic!("nothing is removed"),
+    };
+    (body(), body())
+}
+
+#[test]
+fn an_envoy_gets_its_own_port_and_module() {
+    let (listener, filter) = fixed_resources();
+    let tailor = ByMetadata {
+        default_module: false,
+    };
+    let node = |metadata| Node {
+        metadata,
+        ..Default::default()
+    };
+    let own = node(serde_json::json!({"seldon": {"data_port": 9100.0, "filter_module": "/own.wasm"}}));
+    let tailored = tailor
+        .tailor(&own, types::LISTENER, names::LISTENER, &listener)
+        .unwrap();
+    let text = format!("{:?}", Listener::decode(tailored.clone()).unwrap());
+    assert!(text.contains("PortValue(9100)"), "{text}");
+    assert!(contains(&tailored, b"ConfigDiscovery") || contains(&tailored, b"filters.http.wasm"));
+    let module = tailor
+        .tailor(&own, types::EXTENSION, names::FILTER, &filter)
+        .unwrap();
+    assert!(contains(&module, b"/own.wasm") && !contains(&module, b"/filter.wasm"));
+    TypedExtensionConfig::decode(module).unwrap();
+
+    let documented = node(serde_json::Value::Null);
+    let without = tailor
+        .tailor(&documented, types::LISTENER, names::LISTENER, &listener)
+        .unwrap();
+    assert!(!contains(&without, b"filters.http.wasm"), "no module, no filter");
+    let has_default = ByMetadata {
+        default_module: true,
+    };
+    let same = has_default.tailor(&documented, types::LISTENER, names::LISTENER, &listener);
+    assert_eq!(same, None);
+    let odd = node(serde_json::json!({"seldon": {"data_port": 70000}}));
+    assert_eq!(has_default.tailor(&odd, types::LISTENER, names::LISTENER, &listener), None);
+}
+
+fn contains(body: &[u8], part: &[u8]) -> bool {
+    body.windows(part.len()).any(|window| window == part)
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Route(u8, Vec<(u8, u8)>),
+    Unroute(u8),
+    /// Server, replica, and how its agent listens; 0 is gone.
+    Replica(u8, u8, u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..6u8, prop::collection::vec((0..2u8, 1..8u8), 1..3)).prop_map(|(m, s)| Step::Route(m, s)),
+        (0..6u8).prop_map(Step::Unroute),
+        (0..2u8, 0..3u8, 0..4u8).prop_map(|(s, r, how)| Step::Replica(s, r, how)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn updates_come_to_what_a_snapshot_has(steps in prop::collection::vec(step(), 1..40)) {
+        let mut made = Made::default();
+        let mut world = World::new(None);
+        let mut reached = BTreeMap::new();
+        for step in steps {
+            let (mut models, mut servers) = (BTreeSet::new(), BTreeSet::new());
+            match step {
+                Step::Route(model, splits) => {
+                    let model = format!("m{model}");
+                    let servers = ["a", "b"];
+                    let replicas: Vec<Vec<u32>> = splits
+                        .iter()
+                        .map(|(_, bits)| (0..3).filter(|i| bits & (1 << i) != 0).collect())
+                        .collect();
+                    let splits: Vec<_> = splits
+                        .iter()
+                        .zip(&replicas)
+                        .enumerate()
+                        .map(|(i, ((server, _), replicas))| {
+                            (i as u32 + 1, servers[usize::from(*server)], replicas.as_slice(), 1)
+                        })
+                        .collect();
+                    made.serve(&model, &splits);
+                    models.insert(Arc::from(model.as_str()));
+                }
+                Step::Unroute(model) => {
+                    let model = format!("m{model}");
+                    made.routes.remove(model.as_str());
+                    models.insert(Arc::from(model.as_str()));
+                }
+                Step::Replica(server, replica, how) => {
+                    let server = ["a", "b"][usize::from(server)];
+                    let replica = u32::from(replica);
+                    match how {
+                        0 => drop(made.replicas.remove(&(server.into(), replica))),
+                        1 => made.replica(server, replica, "10.0.0.1", (9, 9)),
+                        2 => made.replica(server, replica, "10.0.0.1", (9, 10)),
+                        _ => made.replica(server, replica, "host", (9, 9)),
+                    }
+                    servers.insert(Arc::from(server));
+                }
+            }
+            collect(&mut reached, world.update(&made, &models, &servers));
+            prop_assert_eq!(&reached, &made.snapshot());
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the scheduler did and why.
+use seldon_ads::{Engine, EnvoyStatus};
+use seldon_core::Explanation;
+use seldon_grpc::introspect::introspect_server::Introspect;
+use seldon_proto::introspect::*;
+use tonic::{Request, Response, Status};
+
+use crate::writer::Handle;
+
+/// Serves `seldon.mlops.introspect.Introspect`.
+#[derive(Clone)]
+pub struct Introspection {
+    writer: Handle,
+    engine: Engine,
+}
+
+impl Introspection {
+    pub fn new(writer: Handle, engine: Engine) -> Self {
+        Self { writer, engine }
+    }
+}
+
+#[tonic::async_trait]
+impl Introspect for Introspection {
+    async fn xds_status(
+        &self,
+        _: Request<XdsStatusRequest>,
+    ) -> Result<Response<XdsStatusResponse>, Status> {
+        let generation = self.writer.read(|state, _| state.generation()).await?;
+        Ok(Response::new(XdsStatusResponse {
+            envoys: self.engine.envoys().into_iter().map(envoy).collect(),
+            generation,
+        }))
+    }
+
+    async fn explain_model(
+        &self,
+        request: Request<ExplainModelRequest>,
+    ) -> Result<Response<ExplainModelResponse>, Status> {
+        let model = request.into_inner().model;
+        let asked = model.clone();
+        let explanation = self
+            .writer
+            .read(move |state, _| state.explain(&asked))
+            .await?;
+        let mut explanation = explanation.map(explained).ok_or_else(|| {
+            Status::failed_precondition(format!("model {model} is not known"))
+        })?;
+        let connected = self.engine.envoys().into_iter().filter(|e| e.connected);
+        for envoy in connected {
+            explanation.envoys_connected += 1;
+            if envoy.acknowledged >= explanation.route_generation {
+                explanation.envoys_acknowledged += 1;
+            }
+        }
+        Ok(Response::new(explanation))
+    }
+}
+
+fn envoy(status: EnvoyStatus) -> Envoy {
+    Envoy {
+        stream: status.stream,
+        node_id: status.node.id,
+        node_cluster: status.node.cluster,
+        address: status.node.address,
+        version: status.node.version,
+        connected: status.connected,
+        protocol: if status.delta {
+            "delta".into()
+        } else {
+            "state-of-the-world".into()
+        },
+        since_ms: milliseconds(status.since),
+        acknowledged_generation: status.acknowledged,
+        types: status
+            .types
+            .into_iter()
+            .map(|t| ResourceTypeStatus {
+                type_url: t.type_url,
+                sent: t.sent,
+                acknowledged: t.acknowledged,
+                pending: t.pending,
+            })
+            .collect(),
+        rejections: status
+            .rejections
+            .into_iter()
+            .map(|r| Rejection {
+                type_url: r.type_url,
+                resource: r.resource,
+                reason: r.reason,
+                since_ms: milliseconds(r.since),
+            })
+            .collect(),
+    }
+}
+
+fn milliseconds(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An explanation without what only the engine knows.
+fn explained(explanation: Explanation) -> ExplainModelResponse {
+    let splits = explanation.route.map(|r| r.splits).unwrap_or_default();
+    ExplainModelResponse {
+        model: explanation.model.to_string(),
+        state: explanation.state,
+        reason: explanation.reason,
+        servers: explanation.servers.into_iter().map(server).collect(),
+        route: splits
+            .into_iter()
+            .map(|split| RouteSplit {
+                version: split.version,
+                server: split.replicas.server.to_string(),
+                replicas: split.replicas.replicas.into_iter().collect(),
+                weight: split.weight,
+            })
+            .collect(),
+        route_generation: explanation.route_generation,
+        ..Default::default()
+    }
+}
+
+fn server(verdict: seldon_core::ServerVerdict) -> ServerVerdict {
+    ServerVerdict {
+        server: verdict.server.to_string(),
+        chosen: verdict.chosen,
+        reason: verdict.reason,
+        replicas: verdict
+            .replicas
+            .into_iter()
+            .map(|replica| ReplicaVerdict {
+                replica: replica.replica,
+                chosen: replica.chosen,
+                reason: replica.reason,
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,342 @@
+//! The API for operators, command lines and gateways.
+use std::{sync::Arc, time::Duration};
+
+use seldon_core::{Event, Now, State};
+use seldon_grpc::scheduler::scheduler_server::Scheduler;
+use seldon_proto::{
+    chainer::{PipelineUpdateStatusMessage, PipelineUpdateStatusResponse},
+    scheduler::{control_plane_response::Event as Marker, *},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{
+    not_built,
+    streams::{Answers, Gone, Outlet, answers},
+};
+use crate::writer::{Handle, Kind};
+
+/// Statuses that are read from the state at once.
+const CHUNK: usize = 256;
+/// Servers change with every model they load: their status is told at most this often.
+const SERVERS_EVERY: Duration = Duration::from_millis(250);
+
+/// Serves `seldon.mlops.scheduler.Scheduler`.
+#[derive(Clone)]
+pub struct SchedulerApi {
+    writer: Handle,
+    stop: CancellationToken,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Stream<T> = Result<Response<Answers<T>>, Status>;
+
+impl SchedulerApi {
+    pub fn new(writer: Handle, stop: CancellationToken) -> Self {
+        Self { writer, stop }
+    }
+
+    /// One status of each name, in the order of the names, read in pieces so that nobody waits long.
+    fn all<T: Send + 'static>(
+        &self,
+        names: Vec<Arc<str>>,
+        status: impl Fn(&State, &str, Now) -> Option<T> + Copy + Send + 'static,
+    ) -> Answers<T> {
+        let writer = self.writer.clone();
+        answers(&self.stop, move |outlet| async move {
+            for names in names.chunks(CHUNK) {
+                send_statuses(&writer, names.to_vec(), status, &outlet).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+async fn send_statuses<T: Send + 'static>(
+    writer: &Handle,
+    names: Vec<Arc<str>>,
+    status: impl Fn(&State, &str, Now) -> Option<T> + Send + 'static,
+    outlet: &Outlet<T>,
+) -> Result<(), Gone> {
+    let read = writer.read(move |state, now| {
+        let known = names.iter().filter_map(|name| status(state, name, now));
+        known.collect::<Vec<T>>()
+    });
+    match read.await {
+        Ok(statuses) => {
+            for status in statuses {
+                outlet.send(status).await?;
+            }
+            Ok(())
+        }
+        Err(failure) => {
+            outlet.fail(failure.into()).await;
+            Err(Gone)
+        }
+    }
+}
+
+/// Every status once, then each that changes.
+async fn follow<T: Send + 'static>(
+    writer: Handle,
+    kind: Kind,
+    pause: Duration,
+    status: impl Fn(&State, &str, Now) -> Option<T> + Copy + Send + 'static,
+    outlet: Outlet<T>,
+) -> Result<(), Gone> {
+    let subscription = match writer.subscribe(kind).await {
+        Ok(subscription) => subscription,
+        Err(failure) => {
+            outlet.fail(failure.into()).await;
+            return Err(Gone);
+        }
+    };
+    loop {
+        let names = subscription.next(CHUNK).await;
+        send_statuses(&writer, names, status, &outlet).await?;
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+fn latest_model(state: &State, name: &str, now: Now) -> Option<ModelStatusResponse> {
+    state.model_status(name, false, now)
+}
+
+fn every_version(state: &State, name: &str, now: Now) -> Option<ModelStatusResponse> {
+    state.model_status(name, true, now)
+}
+
+fn server(state: &State, name: &str, _: Now) -> Option<ServerStatusResponse> {
+    state.server_status(name)
+}
+
+#[tonic::async_trait]
+impl Scheduler for SchedulerApi {
+    async fn load_model(&self, request: Request<LoadModelRequest>) -> Answer<LoadModelResponse> {
+        let model = request.into_inner().model;
+        let model = model.ok_or_else(|| Status::invalid_argument("the request has no model"))?;
+        self.writer
+            .durable(Event::LoadModel(Box::new(model)))
+            .await?;
+        Ok(Response::new(LoadModelResponse {}))
+    }
+
+    async fn unload_model(
+        &self,
+        request: Request<UnloadModelRequest>,
+    ) -> Answer<UnloadModelResponse> {
+        let request = request.into_inner();
+        let model = request
+            .model
+            .ok_or_else(|| Status::invalid_argument("the request names no model"))?;
+        let event = Event::UnloadModel {
+            name: model.name,
+            kubernetes_meta: request.kubernetes_meta,
+        };
+        self.writer.durable(event).await?;
+        Ok(Response::new(UnloadModelResponse {}))
+    }
+
+    async fn server_notify(
+        &self,
+        request: Request<ServerNotifyRequest>,
+    ) -> Answer<ServerNotifyResponse> {
+        let request = request.into_inner();
+        let event = Event::ServerNotify {
+            servers: request.servers,
+            first_sync: request.is_first_sync,
+        };
+        self.writer.durable(event).await?;
+        Ok(Response::new(ServerNotifyResponse {}))
+    }
+
+    type ModelStatusStream = Answers<ModelStatusResponse>;
+    async fn model_status(
+        &self,
+        request: Request<ModelStatusRequest>,
+    ) -> Stream<ModelStatusResponse> {
+        let request = request.into_inner();
+        let status = if request.all_versions {
+            every_version
+        } else {
+            latest_model
+        };
+        let names = match request.model {
+            None => self.writer.read(|state, _| names(state.model_names())).await?,
+            Some(model) => {
+                let name: Arc<str> = model.name.into();
+                let asked = name.clone();
+                let known = self
+                    .writer
+                    .read(move |state, now| status(state, &asked, now).is_some());
+                if !known.await? {
+                    return Err(Status::failed_precondition(format!(
+                        "model {name} is not known"
+                    )));
+                }
+                vec![name]
+            }
+        };
+        Ok(Response::new(self.all(names, status)))
+    }
+
+    type ServerStatusStream = Answers<ServerStatusResponse>;
+    async fn server_status(
+        &self,
+        request: Request<ServerStatusRequest>,
+    ) -> Stream<ServerStatusResponse> {
+        let names = match request.into_inner().name {
+            None => self.writer.read(|state, _| names(state.server_names())).await?,
+            Some(name) => {
+                let asked = name.clone();
+                let known = self
+                    .writer
+                    .read(move |state, _| state.server_status(&asked).is_some());
+                if !known.await? {
+                    return Err(Status::failed_precondition(format!(
+                        "server [{name}] is not known"
+                    )));
+                }
+                vec![name.into()]
+            }
+        };
+        Ok(Response::new(self.all(names, server)))
+    }
+
+    async fn scheduler_status(
+        &self,
+        _: Request<SchedulerStatusRequest>,
+    ) -> Answer<SchedulerStatusResponse> {
+        Ok(Response::new(SchedulerStatusResponse {
+            application_version: env!("CARGO_PKG_VERSION").into(),
+        }))
+    }
+
+    type SubscribeServerStatusStream = Answers<ServerStatusResponse>;
+    async fn subscribe_server_status(
+        &self,
+        request: Request<ServerSubscriptionRequest>,
+    ) -> Stream<ServerStatusResponse> {
+        tracing::info!(subscriber = request.get_ref().subscriber_name, "server status");
+        let writer = self.writer.clone();
+        let stream = answers(&self.stop, |outlet| {
+            follow(writer, Kind::Servers, SERVERS_EVERY, server, outlet)
+        });
+        Ok(Response::new(stream))
+    }
+
+    type SubscribeModelStatusStream = Answers<ModelStatusResponse>;
+    async fn subscribe_model_status(
+        &self,
+        request: Request<ModelSubscriptionRequest>,
+    ) -> Stream<ModelStatusResponse> {
+        let request = request.into_inner();
+        if request.is_model_gateway {
+            return Err(not_built("model gateways"));
+        }
+        tracing::info!(subscriber = request.subscriber_name, "model status");
+        let writer = self.writer.clone();
+        let stream = answers(&self.stop, |outlet| async move {
+            // Before that, statuses would tell of a world that is not whole.
+            writer.synchronised().await.map_err(|_| Gone)?;
+            follow(writer, Kind::Models, Duration::ZERO, latest_model, outlet).await
+        });
+        Ok(Response::new(stream))
+    }
+
+    type SubscribeControlPlaneStream = Answers<ControlPlaneResponse>;
+    async fn subscribe_control_plane(
+        &self,
+        request: Request<ControlPlaneSubscriptionRequest>,
+    ) -> Stream<ControlPlaneResponse> {
+        tracing::info!(subscriber = request.get_ref().subscriber_name, "control plane");
+        let writer = self.writer.clone();
+        let stream = answers(&self.stop, |outlet| async move {
+            let mark = |event: Marker| ControlPlaneResponse {
+                event: event.into(),
+            };
+            outlet.send(mark(Marker::SendServers)).await?;
+            writer.synchronised().await.map_err(|_| Gone)?;
+            for event in [
+                Marker::SendExperiments,
+                Marker::SendModels,
+                Marker::SendPipelines,
+            ] {
+                outlet.send(mark(event)).await?;
+            }
+            outlet.closed().await;
+            Err(Gone)
+        });
+        Ok(Response::new(stream))
+    }
+
+    async fn load_pipeline(&self, _: Request<LoadPipelineRequest>) -> Answer<LoadPipelineResponse> {
+        Err(not_built("pipelines"))
+    }
+    async fn unload_pipeline(
+        &self,
+        _: Request<UnloadPipelineRequest>,
+    ) -> Answer<UnloadPipelineResponse> {
+        Err(not_built("pipelines"))
+    }
+    type PipelineStatusStream = Answers<PipelineStatusResponse>;
+    async fn pipeline_status(
+        &self,
+        _: Request<PipelineStatusRequest>,
+    ) -> Stream<PipelineStatusResponse> {
+        Err(not_built("pipelines"))
+    }
+    type SubscribePipelineStatusStream = Answers<PipelineStatusResponse>;
+    async fn subscribe_pipeline_status(
+        &self,
+        _: Request<PipelineSubscriptionRequest>,
+    ) -> Stream<PipelineStatusResponse> {
+        Err(not_built("pipelines"))
+    }
+    async fn pipeline_status_event(
+        &self,
+        _: Request<PipelineUpdateStatusMessage>,
+    ) -> Answer<PipelineUpdateStatusResponse> {
+        Err(not_built("pipelines"))
+    }
+
+    async fn start_experiment(
+        &self,
+        _: Request<StartExperimentRequest>,
+    ) -> Answer<StartExperimentResponse> {
+        Err(not_built("experiments"))
+    }
+    async fn stop_experiment(
+        &self,
+        _: Request<StopExperimentRequest>,
+    ) -> Answer<StopExperimentResponse> {
+        Err(not_built("experiments"))
+    }
+    type ExperimentStatusStream = Answers<ExperimentStatusResponse>;
+    async fn experiment_status(
+        &self,
+        _: Request<ExperimentStatusRequest>,
+    ) -> Stream<ExperimentStatusResponse> {
+        Err(not_built("experiments"))
+    }
+    type SubscribeExperimentStatusStream = Answers<ExperimentStatusResponse>;
+    async fn subscribe_experiment_status(
+        &self,
+        _: Request<ExperimentSubscriptionRequest>,
+    ) -> Stream<ExperimentStatusResponse> {
+        Err(not_built("experiments"))
+    }
+
+    async fn model_status_event(
+        &self,
+        _: Request<ModelUpdateStatusMessage>,
+    ) -> Answer<ModelUpdateStatusResponse> {
+        Err(not_built("model gateways"))
+    }
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a Arc<str>>) -> Vec<Arc<str>> {
+    names.cloned().collect()
+}

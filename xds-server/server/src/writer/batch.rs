@@ -1,0 +1,56 @@
+//! What a batch of events asks for.
+use seldon_core::{Effect, Event, Refusal};
+
+use super::{Failure, Names, Reply, agents::Agents};
+use crate::store::{Outcome, Write};
+
+type Told = Box<dyn FnOnce(Outcome) + Send>;
+
+/// Effects, gathered: several changes of one thing are one.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) writes: Vec<Write>,
+    pub(super) told: Vec<Told>,
+    pub(super) routes: Names,
+    pub(super) endpoints: Names,
+    pub(super) models: Names,
+    pub(super) servers: Names,
+    pub(super) drained: Vec<u64>,
+}
+
+impl Batch {
+    /// Takes effects in. Commands to agents go out at once; those that cannot come back as events.
+    pub(super) fn collect(&mut self, effects: Vec<Effect>, agents: &Agents) -> Vec<Event> {
+        let mut failed = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Persist(record) => self.writes.push(Write::Put(record)),
+                Effect::ForgetModel(name) => self.writes.push(Write::ForgetModel(name)),
+                Effect::ForgetServer(name) => self.writes.push(Write::ForgetServer(name)),
+                Effect::Send {
+                    agent,
+                    stream,
+                    message,
+                } => failed.extend(agents.send(agent, stream, *message)),
+                Effect::RouteChanged(model) => drop(self.routes.insert(model)),
+                Effect::EndpointsChanged(server) => drop(self.endpoints.insert(server)),
+                Effect::ModelChanged(model) => drop(self.models.insert(model)),
+                Effect::ServerChanged(server) => drop(self.servers.insert(server)),
+                Effect::Drained { token } => self.drained.push(token),
+            }
+        }
+        failed
+    }
+
+    /// Refusals wait as well: an answer must not overtake the one of an earlier request.
+    pub(super) fn answer_when_durable(&mut self, reply: Reply, answer: Result<(), Refusal>) {
+        self.told.push(Box::new(move |outcome| {
+            let answer = match (answer, outcome) {
+                (Err(refusal), _) => Err(Failure::from(refusal)),
+                (Ok(()), Err(error)) => Err(Failure::Store(error.to_string())),
+                (Ok(()), Ok(())) => Ok(()),
+            };
+            let _ = reply.send(answer); // the caller may have left
+        }));
+    }
+}

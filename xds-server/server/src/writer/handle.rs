@@ -1,0 +1,137 @@
+//! How everyone else talks to the writer.
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use seldon_ads::Change;
+use seldon_core::{AgentKey, Event, Now, Refusal, State, StreamId};
+use seldon_proto::agent::{AgentSubscribeRequest, ModelOperationMessage};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Command, Kind, Reply, Subscription};
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Accepted, but not durable: it may be lost with the next restart.
+    #[error("could not be stored: {0}; see to the disk of --db-path and send it again")]
+    Store(String),
+    #[error("the scheduler is stopping")]
+    Stopping,
+}
+
+impl From<Failure> for tonic::Status {
+    fn from(failure: Failure) -> Self {
+        let text = failure.to_string();
+        match failure {
+            Failure::Refused(Refusal::Precondition(_)) => Self::failed_precondition(text),
+            Failure::Refused(Refusal::Invalid(_)) => Self::invalid_argument(text),
+            Failure::Refused(Refusal::Mismatch(_)) | Failure::Store(_) => Self::internal(text),
+            Failure::Stopping => Self::unavailable(text),
+        }
+    }
+}
+
+/// Sends commands to the writer.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+    streams: Arc<AtomicU64>,
+    synchronised: watch::Receiver<bool>,
+}
+
+impl Handle {
+    pub(super) fn new(
+        commands: mpsc::UnboundedSender<Command>,
+        synchronised: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            commands,
+            streams: Arc::default(),
+            synchronised,
+        }
+    }
+
+    /// Answered once the request's changes are durable.
+    pub async fn durable(&self, event: Event) -> Result<(), Failure> {
+        self.ask(|reply| Command::Durable(event, reply)).await
+    }
+
+    /// Answered once the rules have seen it.
+    pub async fn reported(&self, event: Event) -> Result<(), Failure> {
+        self.ask(|reply| Command::Reported(event, reply)).await
+    }
+
+    /// Takes an agent's stream in; messages end where a newer stream of the replica takes over.
+    pub async fn connect(
+        &self,
+        subscription: AgentSubscribeRequest,
+    ) -> Result<(StreamId, mpsc::UnboundedReceiver<ModelOperationMessage>), Failure> {
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
+        let (messages, receiver) = mpsc::unbounded_channel();
+        let subscription = Box::new(subscription);
+        self.ask(|reply| Command::Connect {
+            stream,
+            subscription,
+            messages,
+            reply,
+        })
+        .await?;
+        Ok((stream, receiver))
+    }
+
+    /// Nobody waits for this; callable where nothing can be awaited.
+    pub fn happened(&self, event: Event) {
+        let _ = self.commands.send(Command::Happened(event)); // fails only while stopping
+    }
+
+    /// Answered once nothing is routed to the replica any more.
+    pub async fn drain(&self, agent: AgentKey) -> Result<(), Failure> {
+        self.ask(|reply| Command::Drain { agent, reply }).await
+    }
+
+    /// Looks at the state between two batches. `look` must be quick: everyone waits for it.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&State, Now) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (sender, receiver) = oneshot::channel();
+        let query = Command::Read(Box::new(move |state, now| {
+            let _ = sender.send(look(state, now));
+        }));
+        self.commands.send(query).map_err(|_| Failure::Stopping)?;
+        receiver.await.map_err(|_| Failure::Stopping)
+    }
+
+    /// Serves resources that do not depend on the rules' state, such as certificates.
+    pub fn resources(&self, changes: Vec<Change>) {
+        let _ = self.commands.send(Command::Resources(changes)); // fails only while stopping
+    }
+
+    /// Begins with every name there is.
+    pub async fn subscribe(&self, kind: Kind) -> Result<Subscription, Failure> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands
+            .send(Command::Subscribe(kind, sender))
+            .map_err(|_| Failure::Stopping)?;
+        receiver.await.map_err(|_| Failure::Stopping)
+    }
+
+    /// Waits until the world is whole after a start.
+    pub async fn synchronised(&self) -> Result<(), Failure> {
+        let mut synchronised = self.synchronised.clone();
+        let whole = synchronised.wait_for(|whole| *whole).await;
+        whole.map(drop).map_err(|_| Failure::Stopping)
+    }
+
+    async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .map_err(|_| Failure::Stopping)?;
+        answer.await.map_err(|_| Failure::Stopping)?
+    }
+}

@@ -1,0 +1,313 @@
+//! The one task that owns the state of the rules: everything that happens reaches it in one queue.
+//!
+//! It takes what has gathered as one batch: steps each event, then writes, sends, tells subscribers and gives Envoys
+//! the difference, once. It never waits for anyone but its queue.
+mod agents;
+mod batch;
+mod handle;
+mod subscribers;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use seldon_ads::{Change, Engine, Progress, RejectionEvent};
+use seldon_core::{AgentKey, Event, Now, Refusal, State, StreamId};
+use seldon_proto::agent::ModelOperationMessage;
+use tokio::{
+    sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::Clock,
+    resources::{
+        World,
+        names::{model_of_scope, types},
+    },
+    store::Committer,
+};
+
+pub use handle::{Failure, Handle};
+pub use subscribers::{Kind, Subscription};
+
+use agents::Agents;
+use batch::Batch;
+use subscribers::Subscribers;
+
+/// A request's answer; `Ok` once what it changed is durable.
+type Reply = oneshot::Sender<Result<(), Failure>>;
+/// Reads the state between two batches.
+type Query = Box<dyn FnOnce(&State, Now) + Send>;
+
+/// What comes to the writer.
+enum Command {
+    /// Something that nobody waits for.
+    Happened(Event),
+    /// A request that is answered once it is durable.
+    Durable(Event, Reply),
+    /// A request that is answered as soon as the rules have seen it.
+    Reported(Event, Reply),
+    Connect {
+        stream: StreamId,
+        subscription: Box<seldon_proto::agent::AgentSubscribeRequest>,
+        messages: mpsc::UnboundedSender<ModelOperationMessage>,
+        reply: Reply,
+    },
+    Drain {
+        agent: AgentKey,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
+    Read(Query),
+    /// Resources that do not depend on the rules' state.
+    Resources(Vec<Change>),
+    Subscribe(Kind, oneshot::Sender<Subscription>),
+}
+
+/// Commands taken in one batch at most, so that no answer waits for a very long one.
+const LARGEST_BATCH: usize = 2048;
+
+/// The writer's parts.
+pub struct Writer {
+    state: State,
+    clock: Clock,
+    world: World,
+    engine: Engine,
+    committer: Committer,
+    queue: mpsc::UnboundedReceiver<Command>,
+    agents: Agents,
+    subscribers: Subscribers,
+    drains: HashMap<u64, oneshot::Sender<Result<(), Failure>>>,
+    next_drain: u64,
+    synchronised: watch::Sender<bool>,
+    /// Refused scopes of each model, with the reasons.
+    rejected: HashMap<String, BTreeMap<String, String>>,
+}
+
+impl Writer {
+    /// A writer and the handle by which everyone else talks to it.
+    pub fn new(
+        state: State,
+        clock: Clock,
+        world: World,
+        engine: Engine,
+        committer: Committer,
+    ) -> (Self, Handle) {
+        let (commands, queue) = mpsc::unbounded_channel();
+        let (synchronised, watched) = watch::channel(false);
+        let writer = Self {
+            state,
+            clock,
+            world,
+            engine,
+            committer,
+            queue,
+            agents: Agents::default(),
+            subscribers: Subscribers::default(),
+            drains: HashMap::new(),
+            next_drain: 0,
+            synchronised,
+            rejected: HashMap::new(),
+        };
+        (writer, Handle::new(commands, watched))
+    }
+
+    /// Runs until `stop`, or until nobody can send any more. `restored` is what the store holds, where there is one. What was acknowledged is durable when it returns.
+    pub async fn run(mut self, restored: Option<Vec<seldon_core::Record>>, stop: CancellationToken) {
+        let mut batch = Batch::default();
+        if let Some(records) = restored {
+            let _ = self.step(Event::Restored(records), &mut batch);
+        }
+        self.finish(batch);
+        let mut progress = self.engine.progress();
+        progress.mark_changed();
+        let mut rejections = self.engine.rejections();
+        loop {
+            let deadline = self.deadline();
+            let mut batch = Batch::default();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                command = self.queue.recv() => {
+                    let Some(command) = command else { break };
+                    self.take(command, &mut batch);
+                    self.drain_queue(&mut batch);
+                }
+                changed = progress.changed() => {
+                    if changed.is_err() { break }
+                    let reached = *progress.borrow_and_update();
+                    self.acknowledged(reached, &mut batch);
+                }
+                rejection = rejections.recv() => match rejection {
+                    Ok(rejection) => self.rejected(rejection, &mut batch),
+                    Err(RecvError::Lagged(lost)) => {
+                        tracing::warn!(lost, "rejections by Envoys were missed: see XdsStatus for all of them");
+                    }
+                    Err(RecvError::Closed) => break,
+                },
+                () = tokio::time::sleep_until(deadline) => drop(self.step(Event::Tick, &mut batch)),
+            }
+            self.finish(batch);
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        const FAR: Duration = Duration::from_secs(3600);
+        match self.state.next_deadline() {
+            Some(at) => self.clock.at(at),
+            None => Instant::now() + FAR,
+        }
+    }
+
+    fn drain_queue(&mut self, batch: &mut Batch) {
+        for _ in 1..LARGEST_BATCH {
+            let Ok(command) = self.queue.try_recv() else {
+                return;
+            };
+            self.take(command, batch);
+        }
+    }
+
+    fn take(&mut self, command: Command, batch: &mut Batch) {
+        match command {
+            Command::Happened(event) => drop(self.step(event, batch)),
+            Command::Durable(event, reply) => {
+                let answer = self.step(event, batch);
+                batch.answer_when_durable(reply, answer);
+            }
+            Command::Reported(event, reply) => {
+                let answer = self.step(event, batch);
+                let _ = reply.send(answer.map_err(Failure::from));
+            }
+            Command::Connect {
+                stream,
+                subscription,
+                messages,
+                reply,
+            } => {
+                let agent = AgentKey {
+                    server: subscription.server_name.as_str().into(),
+                    replica: subscription.replica_idx,
+                };
+                self.agents.connect(agent, stream, messages);
+                let event = Event::AgentConnected {
+                    stream,
+                    subscription,
+                };
+                let answer = self.step(event, batch);
+                if answer.is_err() {
+                    self.agents.disconnect(stream);
+                }
+                let _ = reply.send(answer.map_err(Failure::from));
+            }
+            Command::Drain { agent, reply } => {
+                self.next_drain += 1;
+                let token = self.next_drain;
+                self.drains.insert(token, reply);
+                if let Err(refusal) = self.step(Event::DrainRequested { agent, token }, batch)
+                    && let Some(reply) = self.drains.remove(&token)
+                {
+                    let _ = reply.send(Err(refusal.into()));
+                }
+            }
+            Command::Resources(changes) => self.engine.apply(self.state.generation(), changes),
+            Command::Read(query) => query(&self.state, self.clock.now()),
+            Command::Subscribe(kind, reply) => {
+                let names = match kind {
+                    Kind::Models => self.state.model_names().cloned().collect(),
+                    Kind::Servers => self.state.server_names().cloned().collect(),
+                };
+                let _ = reply.send(self.subscribers.add(kind, &names));
+            }
+        }
+    }
+
+    /// One event through the rules. Sends that fail are events as well, taken at once.
+    fn step(&mut self, event: Event, batch: &mut Batch) -> Result<(), Refusal> {
+        if let Event::AgentDisconnected { stream, .. } = &event {
+            self.agents.disconnect(*stream);
+        }
+        let outcome = self.state.step(event, self.clock.now());
+        let mut failed = batch.collect(outcome.effects, &self.agents);
+        while let Some(event) = failed.pop() {
+            let after = self.state.step(event, self.clock.now());
+            failed.extend(batch.collect(after.effects, &self.agents));
+        }
+        outcome.reply
+    }
+
+    fn acknowledged(&mut self, reached: Progress, batch: &mut Batch) {
+        let event = Event::RoutesAcknowledged {
+            serving: reached.serving,
+            released: reached.released,
+        };
+        let _ = self.step(event, batch);
+    }
+
+    /// Tells the rules when the first scope of a model is refused, and when the last one is taken after all.
+    fn rejected(&mut self, rejection: RejectionEvent, batch: &mut Batch) {
+        let RejectionEvent {
+            type_url,
+            resource,
+            reason,
+        } = rejection;
+        match &reason {
+            Some(reason) => tracing::error!(type_url, resource, reason, "an Envoy refuses a resource"),
+            None => tracing::info!(type_url, resource, "no Envoy refuses the resource any more"),
+        }
+        let model = model_of_scope(&resource).filter(|_| type_url == types::SCOPE);
+        let Some(model) = model.map(str::to_owned) else {
+            return;
+        };
+        let scopes = self.rejected.entry(model.clone()).or_default();
+        match reason {
+            Some(reason) => drop(scopes.insert(resource, reason)),
+            None => drop(scopes.remove(&resource)),
+        }
+        let reason = scopes.values().next().cloned();
+        if reason.is_none() {
+            self.rejected.remove(&model);
+        }
+        let _ = self.step(Event::RouteRejected { model, reason }, batch);
+    }
+
+    /// Carries a batch out.
+    fn finish(&mut self, batch: Batch) {
+        let Batch {
+            writes,
+            told,
+            routes,
+            endpoints,
+            models,
+            servers,
+            drained,
+        } = batch;
+        self.committer.submit(writes, told);
+        if !routes.is_empty() || !endpoints.is_empty() {
+            let changes = self.world.update(&self.state, &routes, &endpoints);
+            self.engine.apply(self.state.generation(), changes);
+        }
+        self.open_when_synchronised();
+        self.subscribers.tell(Kind::Models, &models);
+        self.subscribers.tell(Kind::Servers, &servers);
+        for token in drained {
+            if let Some(reply) = self.drains.remove(&token) {
+                let _ = reply.send(Ok(()));
+            }
+        }
+    }
+
+    /// Envoys get nothing before the world is whole: a smaller one would take models away that agents still hold.
+    fn open_when_synchronised(&mut self) {
+        if !*self.synchronised.borrow() && self.state.synchronised() {
+            tracing::info!("synchronised: Envoys are served");
+            self.engine.open();
+            self.synchronised.send_replace(true);
+        }
+    }
+}
+
+/// Names of changed objects.
+type Names = std::collections::BTreeSet<Arc<str>>;
