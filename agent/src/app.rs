@@ -1,0 +1,315 @@
+//! Puts the parts together: parse, bind, build, run, drain.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use prometheus_client::registry::Registry as Families;
+use seldon_agent_proxy::{Limits as ProxyLimits, Metrics, Proxy, Upstream};
+use seldon_tls::{ClientTls, Environment, Protocol, ServerTls};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::artefact::{self, Artefacts, Endpoint, Own, Rclone, Remotes};
+use crate::config::Config;
+use crate::control::{Control, Identity};
+use crate::models::{Memory, Parts, Registry, Times};
+use crate::options::Options;
+use crate::repository::{InferUri, Mlserver};
+use crate::server::{self, InferenceServer};
+use crate::admin;
+
+/// Every port of an agent, bound before anything starts.
+pub struct Listeners {
+    pub rest: TcpListener,
+    pub grpc: TcpListener,
+    pub debug: TcpListener,
+    pub metrics: TcpListener,
+    pub drainer: TcpListener,
+    pub readiness: TcpListener,
+}
+
+impl Listeners {
+    /// Binds all ports; an error names the port and its flag.
+    pub async fn bind(options: &Options) -> anyhow::Result<Self> {
+        let bind = async |port: u16, flag: &str| {
+            let address = SocketAddr::new(options.agent_host, port);
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address}: choose another port with --{flag}"))
+        };
+        Ok(Self {
+            rest: bind(options.reverse_proxy_http_port, "reverse-proxy-http-port").await?,
+            grpc: bind(options.reverse_proxy_grpc_port, "reverse-proxy-grpc-port").await?,
+            debug: bind(options.debug_grpc_port, "debug-grpc-port").await?,
+            metrics: bind(options.metrics_port, "metrics-port").await?,
+            drainer: bind(options.drainer_port, "drainer-port").await?,
+            readiness: bind(options.readiness_port, "readiness-port").await?,
+        })
+    }
+}
+
+/// Runs an agent until `stop`; then drains it and ends what it started. `now` breaks the drain off.
+pub async fn run(options: Options, listeners: Listeners, stop: CancellationToken, now: CancellationToken) -> anyhow::Result<()> {
+    let identity = options.identity(listeners.rest.local_addr()?.port())?;
+    // Parts that must outlive the drain end with this one.
+    let end = CancellationToken::new();
+    let _end = end.clone().drop_guard();
+    let rclone = rclone(&options, &end).await?;
+    let remotes = Arc::new(Remotes::new(rclone));
+    let mut families = Families::default();
+    let metrics = Metrics::new(
+        &seldon_agent_proxy::Identity { server: identity.server_name.clone(), replica: identity.replica_idx },
+        &mut families,
+    );
+    let (unasked, unasked_events) = tokio::sync::mpsc::unbounded_channel();
+    let inference = InferenceServer::new(&options.inference_host, options.inference_grpc_port, server_limits(&options))?;
+    let registry = Registry::open(Parts {
+        artefacts: Artefacts::open(remotes.clone(), fetch_settings(&options))?,
+        repository: Arc::new(repository(&options)?),
+        server: inference.clone(),
+        metrics: metrics.clone(),
+        memory: Memory { total: options.memory_bytes, overcommit_percentage: options.over_commit_percentage },
+        times: times(&options),
+        unasked,
+    })?;
+    let control = control(&options, identity.clone(), registry.clone())?;
+    let proxy = proxy(&options, registry.clone(), metrics);
+    let leaving = proxy.clone();
+    registry.on_departure(move |internal| leaving.forget(internal));
+
+    let mut services = JoinSet::new();
+    let Listeners { rest, grpc, debug, metrics: metrics_listener, drainer, readiness } = listeners;
+    serve_admin(&mut services, &end, &control, &registry, debug, drainer, readiness);
+    let metrics_end = end.clone().cancelled_owned();
+    services.spawn(async move { Ok(seldon_telemetry::serve(metrics_listener, Arc::new(families), metrics_end).await?) });
+    let tls = proxy_tls()?;
+    let proxies_end = CancellationToken::new();
+    let mut proxies = JoinSet::new();
+    for listener in [rest, grpc] {
+        let (proxy, tls, end) = (proxy.clone(), tls.as_ref().map(ServerTls::current), proxies_end.clone());
+        proxies.spawn(async move { proxy.serve(listener, tls, end).await });
+    }
+    tracing::info!(server = identity.server_name, replica = identity.replica_idx, "agent started");
+
+    let start_limit = Duration::from_secs(60 * options.max_elapsed_time_ready_sub_service_before_start_minutes);
+    tokio::select! {
+        applied = tokio::time::timeout(start_limit, configure(&options, &remotes)) => {
+            applied.with_context(|| format!("rclone was not ready within {start_limit:?}"))?;
+        }
+        () = stop.cancelled() => return Ok(()),
+    }
+    let patience = Duration::from_secs(options.max_elapsed_time_ready_sub_service_after_start_seconds);
+    let reset = proxy.clone();
+    services.spawn({
+        let (registry, end) = (registry.clone(), end.clone());
+        async move {
+            server::watch(inference, registry, patience, move || reset.reset_in_flight(), end).await;
+            Ok(())
+        }
+    });
+    services.spawn(follow_config(options.clone(), remotes, end.clone()));
+    services.spawn({
+        let (control, end) = (control.clone(), end.clone());
+        async move {
+            control.run(unasked_events, end).await;
+            Ok(())
+        }
+    });
+    let mut up = registry.up();
+    let never_started = async {
+        if tokio::time::timeout(start_limit, up.wait_for(|up| *up)).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        () = never_started => Err(anyhow::anyhow!(
+            "the inference server at {}:{} was not ready within {start_limit:?}",
+            options.inference_host, options.inference_grpc_port
+        )),
+        Some(ended) = services.join_next() => match ended {
+            Ok(Ok(())) => Err(anyhow::anyhow!("a service of the agent ended")),
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(error.into()),
+        },
+    };
+    if ended.is_ok() {
+        tracing::info!("draining");
+        tokio::select! {
+            _ = control.drain() => {}
+            () = now.cancelled() => {}
+        }
+    }
+    proxies_end.cancel();
+    tokio::select! {
+        () = async { while proxies.join_next().await.is_some() {} } => {}
+        () = now.cancelled() => {}
+    }
+    end.cancel();
+    let finish = async { while services.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(2), finish).await;
+    ended
+}
+
+fn serve_admin(
+    services: &mut JoinSet<anyhow::Result<()>>,
+    end: &CancellationToken,
+    control: &Control,
+    registry: &Registry,
+    debug: TcpListener,
+    drainer: TcpListener,
+    readiness: TcpListener,
+) {
+    services.spawn(admin::debug(debug, registry.clone(), end.clone()));
+    let drain = admin::drainer(drainer, control.clone(), end.clone());
+    services.spawn(async move { Ok(drain.await?) });
+    let ready = admin::readiness(readiness, control.clone(), registry.clone(), end.clone());
+    services.spawn(async move { Ok(ready.await?) });
+}
+
+/// The given rclone, or one of our own where none is given.
+async fn rclone(options: &Options, end: &CancellationToken) -> anyhow::Result<Rclone> {
+    if options.rclone_binary.is_none() && !options.rclone_host.is_empty() {
+        let (host, port) = (options.rclone_host.clone(), options.rclone_port);
+        return Ok(Rclone::new(Endpoint { host, port, credentials: None }));
+    }
+    let folder = options.agent_folder.join("rclone-process");
+    let own = Own {
+        binary: options.rclone_binary.clone().unwrap_or_else(|| "rclone".into()),
+        config: options.rclone_config.clone().unwrap_or_else(|| folder.join("rclone.conf")),
+        folder,
+    };
+    artefact::start(own, end.clone()).await
+}
+
+/// Applies the configuration file once, trying until rclone is there.
+async fn configure(options: &Options, remotes: &Remotes) {
+    loop {
+        let applied = match Config::read(&options.config_path) {
+            Ok(config) => remotes.apply(&config.rclone).await.map_err(Into::into),
+            Err(error) => Err(error),
+        };
+        match applied {
+            Ok(()) => return,
+            Err(error) => tracing::warn!("remotes are not configured yet: {error:#}"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Follows the configuration file, which a mounted ConfigMap replaces by a link. The content is compared: every way
+/// of replacing a file is seen. An rclone of others that restarted is configured again, too.
+async fn follow_config(options: Options, remotes: Arc<Remotes>, end: CancellationToken) -> anyhow::Result<()> {
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            () = end.cancelled() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+        }
+        let applied = match Config::read(&options.config_path) {
+            Ok(config) => remotes.apply(&config.rclone).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        if let (Err(error), false) = (&applied, failing) {
+            tracing::warn!("the remotes stay as they are: {error:#}");
+        }
+        failing = applied.is_err();
+    }
+}
+
+fn repository(options: &Options) -> anyhow::Result<Mlserver> {
+    let tls = protocol("ENVOY")? == Protocol::Ssl;
+    let envoy = InferUri { host: options.envoy_host.clone(), port: options.envoy_port, tls };
+    Ok(Mlserver::open(options.agent_folder.join("models"), envoy, options.mlserver_parallel_workers.max(1))?)
+}
+
+fn fetch_settings(options: &Options) -> artefact::Settings {
+    artefact::Settings {
+        folder: options.agent_folder.join("rclone"),
+        local_roots: options.allowed_local_roots.clone(),
+        http_hosts: options.allowed_http_hosts.iter().cloned().collect(),
+        concurrent: options.max_downloads,
+        limit: Duration::from_secs(60 * options.max_load_elapsed_time_minutes),
+        retry_for: Duration::from_secs(30),
+    }
+}
+
+fn server_limits(options: &Options) -> server::Limits {
+    server::Limits {
+        load_retries: options.max_load_retry_count,
+        unload_retries: options.max_unload_retry_count,
+        ..Default::default()
+    }
+}
+
+fn times(options: &Options) -> Times {
+    Times {
+        grace: Duration::from_secs(options.unload_grace_period_seconds),
+        retention: Duration::from_secs(options.unload_retention_seconds),
+        load: Duration::from_secs(60 * options.max_load_elapsed_time_minutes),
+        unload: Duration::from_secs(60 * options.max_unload_elapsed_time_minutes),
+        restore: Duration::from_secs(60),
+    }
+}
+
+fn proxy(options: &Options, registry: Registry, metrics: Arc<Metrics>) -> Proxy<Registry> {
+    let upstream = Upstream {
+        http: format!("{}:{}", options.inference_host, options.inference_http_port),
+        grpc: format!("{}:{}", options.inference_host, options.inference_grpc_port),
+    };
+    let limits = ProxyLimits {
+        concurrent_per_model: options.max_requests_per_model,
+        queue_per_model: options.max_queued_requests_per_model,
+        ..ProxyLimits::default()
+    };
+    Proxy::new(Arc::new(registry), upstream, limits, metrics)
+}
+
+fn control(options: &Options, identity: Identity, registry: Registry) -> anyhow::Result<Control> {
+    let tls = match protocol("CONTROL_PLANE")? {
+        Protocol::Plaintext => None,
+        Protocol::Ssl => {
+            let environment = Environment::new("CONTROL_PLANE", &variable);
+            let (own, peer) = (environment.files("CLIENT")?, environment.files("SERVER")?);
+            Some(ClientTls::follow(own, peer, &[b"h2"])?)
+        }
+    };
+    let port = if tls.is_some() { options.scheduler_tls_port } else { options.scheduler_port };
+    let channel = scheduler(&options.scheduler_host, port, tls, options.scheduler_keepalive_seconds)?;
+    Ok(Control::new(channel, identity, registry, Duration::from_secs(options.max_drain_seconds)))
+}
+
+/// A channel that connects when it is used and notices a dead peer by keep-alive.
+pub fn scheduler(host: &str, port: u16, tls: Option<ClientTls>, keep_alive_seconds: u64) -> anyhow::Result<Channel> {
+    if host.is_empty() {
+        bail!("--scheduler-host is empty");
+    }
+    let keep_alive = Duration::from_secs(keep_alive_seconds.max(1));
+    Ok(tonic::transport::Endpoint::from_shared(format!("http://{host}:{port}"))?
+        .connect_timeout(Duration::from_millis(900))
+        .http2_keep_alive_interval(keep_alive)
+        .keep_alive_timeout(keep_alive)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(seldon_tls::connector(tls)))
+}
+
+fn proxy_tls() -> anyhow::Result<Option<ServerTls>> {
+    if protocol("ENVOY")? == Protocol::Plaintext {
+        return Ok(None);
+    }
+    let environment = Environment::new("ENVOY", &variable);
+    let (own, peer) = (environment.files("UPSTREAM_SERVER")?, environment.files("UPSTREAM_CLIENT")?);
+    // Envoy names no protocol towards agents, and each connection is looked at anyway.
+    Ok(Some(ServerTls::follow(own, peer, &[b"h2", b"http/1.1"])?))
+}
+
+fn protocol(name: &str) -> Result<Protocol, seldon_tls::Error> {
+    Environment::new(name, &variable).protocol()
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}

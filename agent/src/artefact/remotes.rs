@@ -1,0 +1,70 @@
+//! Remotes of the agent's configuration, kept equal in rclone.
+use std::collections::BTreeMap;
+
+use tokio::sync::Mutex;
+
+use super::rclone::{Rclone, RcloneError};
+use super::storage::Storage;
+use crate::config::RcloneConfig;
+
+/// What this agent has configured in rclone. Remotes that others configured are left alone.
+pub struct Remotes {
+    rclone: Rclone,
+    applied: Mutex<BTreeMap<String, Storage>>,
+}
+
+impl Remotes {
+    pub fn new(rclone: Rclone) -> Self {
+        Self { rclone, applied: Mutex::default() }
+    }
+
+    /// Makes rclone's remotes those of the configuration. A bad one is reported and the others are applied.
+    pub async fn apply(&self, config: &RcloneConfig) -> Result<(), RcloneError> {
+        let mut wanted = BTreeMap::new();
+        for (index, text) in config.config.iter().enumerate() {
+            match Storage::parse(text) {
+                Ok(storage) => drop(wanted.insert(storage.name.clone(), storage)),
+                Err(error) => tracing::error!(%error, "remote {index} of the agent's configuration is left out"),
+            }
+        }
+        for secret in &config.config_secrets {
+            tracing::warn!(secret, "storage secrets are read in Kubernetes only, this one is left out");
+        }
+        let mut applied = self.applied.lock().await;
+        let dropped: Vec<String> = applied.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        for name in dropped {
+            self.rclone.forget(&name).await?;
+            applied.remove(&name);
+        }
+        let existing = self.rclone.remotes().await?;
+        for (name, storage) in wanted {
+            let exists = existing.contains(&name);
+            if exists && applied.get(&name) == Some(&storage) {
+                continue;
+            }
+            self.configure(&storage, exists).await?;
+            tracing::info!(remote = name, kind = storage.kind, "remote configured in rclone");
+            applied.insert(name, storage);
+        }
+        Ok(())
+    }
+
+    async fn configure(&self, storage: &Storage, exists: bool) -> Result<(), RcloneError> {
+        if exists && self.rclone.kind(&storage.name).await? != storage.kind {
+            // An update cannot change the type.
+            self.rclone.forget(&storage.name).await?;
+            return self.rclone.configure(storage, false).await;
+        }
+        self.rclone.configure(storage, exists).await
+    }
+
+    /// Names that a `storageUri` may use.
+    pub async fn names(&self) -> Result<Vec<String>, RcloneError> {
+        self.rclone.remotes().await
+    }
+
+    /// The client that these remotes are configured in.
+    pub fn rclone(&self) -> &Rclone {
+        &self.rclone
+    }
+}

@@ -1,0 +1,233 @@
+//! The conversation with the scheduler: register, take orders, report.
+mod outbox;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use seldon_grpc::agent::agent_service_client::AgentServiceClient;
+use seldon_proto::agent::{
+    AgentDrainRequest, AgentSubscribeRequest, ModelOperationMessage, ReplicaConfig, model_operation_message::Operation,
+};
+use tokio::sync::{OnceCell, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+
+use crate::models::{Outcome, Registry};
+pub use outbox::Outbox;
+
+/// The first pause before the scheduler is asked again.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause while the scheduler is away for a short time, such as a restart.
+const SHORT_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause.
+const LONG_PAUSE: Duration = Duration::from_secs(15);
+/// A scheduler that is away for longer than this is asked less often.
+const SHORT_OUTAGE: Duration = Duration::from_secs(60);
+/// A scheduler may answer a subscription only with its first message; without an error for this time it stands.
+const SILENT_CONSENT: Duration = Duration::from_secs(1);
+
+/// Who this replica is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub server_name: String,
+    pub replica_idx: u32,
+    pub config: ReplicaConfig,
+}
+
+/// What readiness depends on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Phase {
+    /// The scheduler has known this replica once.
+    pub registered: bool,
+    /// Models leave, none come.
+    pub draining: bool,
+}
+
+/// The control loop; cheap to clone.
+#[derive(Clone)]
+pub struct Control(Arc<Inner>);
+
+struct Inner {
+    client: AgentServiceClient<Channel>,
+    identity: Identity,
+    registry: Registry,
+    outbox: Outbox,
+    phase: watch::Sender<Phase>,
+    connected: watch::Sender<bool>,
+    sequence: AtomicU64,
+    drained: OnceCell<bool>,
+    drain_limit: Duration,
+}
+
+impl Control {
+    /// `scheduler` is a lazily connected channel with keep-alive, so that a dead scheduler is noticed.
+    pub fn new(scheduler: Channel, identity: Identity, registry: Registry, drain_limit: Duration) -> Self {
+        Self(Arc::new(Inner {
+            client: AgentServiceClient::new(scheduler),
+            identity,
+            registry,
+            outbox: Outbox::default(),
+            phase: watch::Sender::default(),
+            connected: watch::Sender::new(false),
+            sequence: AtomicU64::new(0),
+            drained: OnceCell::new(),
+            drain_limit,
+        }))
+    }
+
+    /// What readiness depends on.
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.0.phase.subscribe()
+    }
+
+    /// Runs until `stop`; `unasked` brings events that no order waits for.
+    pub async fn run(&self, mut unasked: mpsc::UnboundedReceiver<(seldon_proto::agent::ModelVersion, Outcome)>, stop: CancellationToken) {
+        let inner = &self.0;
+        let forward = async {
+            while let Some((version, outcome)) = unasked.recv().await {
+                inner.outbox.put(&version, outcome);
+            }
+            std::future::pending::<()>().await;
+        };
+        let deliver =
+            inner.outbox.deliver(inner.client.clone(), &inner.identity, &inner.registry, inner.connected.subscribe());
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.subscribe_for_ever() => {}
+            () = deliver => {}
+            () = forward => {}
+        }
+    }
+
+    async fn subscribe_for_ever(&self) {
+        let mut up = self.0.registry.up();
+        let (mut pause, mut away_since) = (FIRST_PAUSE, Instant::now());
+        loop {
+            // The registry holds the sender.
+            let _ = up.wait_for(|up| *up).await;
+            let connected_at = Instant::now();
+            let connected = tokio::select! {
+                connected = self.subscribe_once() => connected,
+                // Without its inference server this replica is none: the scheduler sees the stream end.
+                _ = self.server_lost() => true,
+            };
+            self.0.connected.send_replace(false);
+            if connected && connected_at.elapsed() > SHORT_PAUSE {
+                (pause, away_since) = (FIRST_PAUSE, Instant::now());
+            }
+            tokio::time::sleep(pause).await;
+            let longest = if away_since.elapsed() < SHORT_OUTAGE { SHORT_PAUSE } else { LONG_PAUSE };
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    async fn server_lost(&self) {
+        // The registry holds the sender.
+        let _ = self.0.registry.up().wait_for(|up| !*up).await;
+    }
+
+    /// One subscription from beginning to end; says whether the scheduler accepted it.
+    async fn subscribe_once(&self) -> bool {
+        let inner = &self.0;
+        let request = AgentSubscribeRequest {
+            server_name: inner.identity.server_name.clone(),
+            shared: true,
+            replica_idx: inner.identity.replica_idx,
+            replica_config: Some(inner.identity.config.clone()),
+            loaded_models: inner.registry.loaded(),
+            available_memory_bytes: inner.registry.available(),
+        };
+        let mut client = inner.client.clone();
+        let mut subscribing = std::pin::pin!(client.subscribe(request));
+        let stream = tokio::select! {
+            stream = &mut subscribing => stream,
+            () = tokio::time::sleep(SILENT_CONSENT) => {
+                // A scheduler whose gRPC sends headers only with the first message. While it cannot be reached, the
+                // connect time-out (well below this) would have ended the call.
+                inner.phase.send_modify(|phase| phase.registered = true);
+                inner.connected.send_replace(true);
+                subscribing.await
+            }
+        };
+        match stream {
+            Ok(stream) => {
+                tracing::info!("registered with the scheduler");
+                inner.connected.send_replace(true);
+                inner.phase.send_modify(|phase| phase.registered = true);
+                let end = self.follow(stream.into_inner()).await;
+                tracing::warn!(reason = end, "the scheduler's stream ended");
+                true
+            }
+            Err(status) => {
+                tracing::warn!(reason = describe(&status), "the scheduler does not accept this replica");
+                false
+            }
+        }
+    }
+
+    async fn follow(&self, mut orders: Streaming<ModelOperationMessage>) -> String {
+        loop {
+            match orders.message().await {
+                Ok(Some(order)) => self.take(order),
+                Ok(None) => return "the scheduler closed it".to_owned(),
+                Err(status) => return describe(&status),
+            }
+        }
+    }
+
+    /// Starts on an order; each runs on its own, one model's in their sequence.
+    fn take(&self, order: ModelOperationMessage) {
+        let control = self.clone();
+        let sequence = self.0.sequence.fetch_add(1, Ordering::Relaxed);
+        let operation = order.operation();
+        let Some(version) = order.model_version else {
+            tracing::warn!("the scheduler sent an order without a model");
+            return;
+        };
+        tokio::spawn(async move {
+            let registry = &control.0.registry;
+            let draining = control.0.phase.borrow().draining;
+            let outcome = match operation {
+                Operation::LoadModel if draining => {
+                    Outcome::LoadFailed("this server replica is being drained".to_owned())
+                }
+                Operation::LoadModel => registry.load(version.clone(), sequence).await,
+                Operation::UnloadModel => registry.unload(&version, sequence).await,
+                Operation::UnknownEvent => return tracing::warn!("the scheduler sent an unknown order"),
+            };
+            let name = version.model.as_ref().and_then(|model| model.meta.as_ref()).map_or("", |meta| meta.name.as_str());
+            tracing::info!(model = name, version = version.version, ?outcome, "order done");
+            control.0.outbox.put(&version, outcome);
+        });
+    }
+
+    /// Asks the scheduler to move this replica's models elsewhere and waits until it has. Only the first call asks.
+    pub async fn drain(&self) -> bool {
+        let inner = &self.0;
+        let ask = || async {
+            inner.phase.send_modify(|phase| phase.draining = true);
+            if !*inner.connected.borrow() {
+                return false;
+            }
+            let mut request = Request::new(AgentDrainRequest {
+                server_name: inner.identity.server_name.clone(),
+                replica_idx: inner.identity.replica_idx,
+            });
+            request.set_timeout(inner.drain_limit);
+            match inner.client.clone().agent_drain(request).await {
+                Ok(answer) => answer.into_inner().success,
+                Err(status) => {
+                    tracing::warn!(reason = describe(&status), "the scheduler did not move the models away");
+                    false
+                }
+            }
+        };
+        *inner.drained.get_or_init(ask).await
+    }
+}
+
+fn describe(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}

@@ -1,0 +1,179 @@
+//! One model on this replica.
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use seldon_proto::agent::ModelVersion;
+use seldon_proto::scheduler::{ModelRuntimeInfo, model_runtime_info};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Where a model is. It answers requests while `Loaded` or `Releasing`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// On its way for the first time: download, installation, load.
+    Loading,
+    /// In memory.
+    Loaded,
+    /// Was in memory until the inference server ended; on its way back.
+    Restoring,
+    /// Ordered to go, still in memory: late requests are answered.
+    Releasing,
+    /// Out of memory, files kept: a late request brings it back for a while.
+    Released,
+    /// Not here any more; what waits for it gives up.
+    Gone,
+}
+
+impl State {
+    /// Can answer at once.
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Loaded | Self::Releasing)
+    }
+
+    /// Takes memory of the inference server.
+    pub fn is_resident(self) -> bool {
+        matches!(self, Self::Loaded | Self::Restoring | Self::Releasing)
+    }
+}
+
+/// The newest order of the scheduler for one model.
+struct Orders {
+    sequence: u64,
+    cancel: CancellationToken,
+}
+
+/// A model, its state and who uses it.
+pub struct Entry {
+    pub internal: String,
+    pub version: ModelVersion,
+    /// Memory as the scheduler counts it.
+    pub bytes: u64,
+    /// Held by the one operation that works on this model.
+    pub turn: tokio::sync::Mutex<()>,
+    /// How often the inference server ended while this model was loaded into it.
+    pub crashes: AtomicU32,
+    /// Why it is gone.
+    pub reason: OnceLock<String>,
+    pub state: watch::Sender<State>,
+    in_flight: AtomicUsize,
+    idle: Notify,
+    last_used: AtomicU64,
+}
+
+impl Entry {
+    pub fn new(internal: String, version: ModelVersion, runtime: &ModelRuntimeInfo, state: State) -> Arc<Self> {
+        let bytes = memory(&version, runtime);
+        Arc::new(Self {
+            internal,
+            version,
+            bytes,
+            turn: tokio::sync::Mutex::new(()),
+            crashes: AtomicU32::new(0),
+            reason: OnceLock::new(),
+            state: watch::Sender::new(state),
+            in_flight: AtomicUsize::new(0),
+            idle: Notify::new(),
+            last_used: AtomicU64::new(now()),
+        })
+    }
+
+    /// The state now.
+    pub fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Marks a request in flight, if the model can answer at once.
+    pub fn enter(self: &Arc<Self>) -> Option<InFlight> {
+        // Counted before the state is looked at: whoever changes the state looks at the count afterwards.
+        let guard = InFlight(self.clone());
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        if !self.state().serves() {
+            return None;
+        }
+        self.last_used.store(now(), Ordering::Relaxed);
+        Some(guard)
+    }
+
+    /// Resolves when no request is in flight.
+    pub async fn idle(&self) {
+        loop {
+            let notified = self.idle.notified();
+            if self.in_flight.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Time of the last request, since the epoch.
+    pub fn last_used(&self) -> Duration {
+        Duration::from_millis(self.last_used.load(Ordering::Relaxed))
+    }
+
+    /// Says whether an order is for exactly this model.
+    pub fn is_same(&self, other: &ModelVersion) -> bool {
+        let spec = |version: &ModelVersion| version.model.as_ref().and_then(|model| model.model_spec.clone());
+        let plain = |version: &ModelVersion| {
+            let mut spec = spec(version).unwrap_or_default();
+            spec.model_runtime_info = None;
+            spec
+        };
+        self.version.version == other.version && plain(&self.version) == plain(other)
+    }
+}
+
+/// A request in flight.
+pub struct InFlight(Arc<Entry>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+/// The newest orders by model: an older one that comes late is dropped.
+#[derive(Default)]
+pub struct OrderBook(Mutex<std::collections::HashMap<String, Orders>>);
+
+impl OrderBook {
+    /// Takes note of an order and cancels the work on an older one. `None` when a newer one is known.
+    pub fn accept(&self, internal: &str, sequence: u64) -> Option<CancellationToken> {
+        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = orders.get(internal) {
+            if known.sequence > sequence {
+                return None;
+            }
+            known.cancel.cancel();
+        }
+        let cancel = CancellationToken::new();
+        orders.insert(internal.to_owned(), Orders { sequence, cancel: cancel.clone() });
+        Some(cancel)
+    }
+
+    /// Forgets a model whose newest order this is.
+    pub fn done(&self, internal: &str, sequence: u64) {
+        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if orders.get(internal).is_some_and(|known| known.sequence == sequence) {
+            orders.remove(internal);
+        }
+    }
+}
+
+/// `memoryBytes` for each instance; none given counts as nothing.
+fn memory(version: &ModelVersion, runtime: &ModelRuntimeInfo) -> u64 {
+    let spec = version.model.as_ref().and_then(|model| model.model_spec.as_ref());
+    let instances = match &runtime.model_runtime_info {
+        Some(model_runtime_info::ModelRuntimeInfo::Mlserver(settings)) => settings.parallel_workers,
+        Some(model_runtime_info::ModelRuntimeInfo::Triton(config)) => config.cpu.first().map_or(1, |cpu| cpu.instance_count),
+        None => 1,
+    };
+    spec.and_then(|spec| spec.memory_bytes).unwrap_or(0).saturating_mul(u64::from(instances.max(1)))
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis().try_into().unwrap_or(u64::MAX)
+}

@@ -1,0 +1,254 @@
+//! The models of this replica: what the scheduler ordered, what is in memory, who uses it.
+mod entry;
+mod orders;
+mod residence;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use prost::Message;
+use seldon_agent_proxy::Metrics;
+use seldon_proto::agent::ModelVersion;
+use seldon_proto::agent_debug::{ModelReplicaState, model_replica_state::ModelState};
+use tokio::sync::watch;
+
+use crate::artefact::Artefacts;
+use crate::permits::Permits;
+use crate::repository::Repository;
+use crate::server::InferenceServer;
+use entry::{Entry, OrderBook};
+pub use entry::State;
+pub use orders::Outcome;
+
+/// Loads into the inference server at a time when many are restored.
+const RESTORES: usize = 16;
+
+/// Memory of this replica.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    pub total: u64,
+    pub overcommit_percentage: u32,
+}
+
+impl Memory {
+    /// Memory that may be booked, over-commitment included.
+    pub fn limit(self) -> u64 {
+        let budget = u128::from(self.total) * u128::from(self.overcommit_percentage) / 100;
+        self.total.saturating_add(u64::try_from(budget).unwrap_or(u64::MAX))
+    }
+}
+
+/// How long things may take.
+#[derive(Debug, Clone)]
+pub struct Times {
+    /// An unloaded model goes on serving for this time.
+    pub grace: Duration,
+    /// An unloaded model can be brought back by a late request for this time.
+    pub retention: Duration,
+    /// A whole load, downloads and retries included.
+    pub load: Duration,
+    /// A whole unload, requests in flight included.
+    pub unload: Duration,
+    /// How long a restarted inference server's models hold up the registration.
+    pub restore: Duration,
+}
+
+/// The registry; cheap to clone.
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    models: RwLock<HashMap<String, Arc<Entry>>>,
+    orders: OrderBook,
+    artefacts: Artefacts,
+    repository: Arc<dyn Repository>,
+    server: InferenceServer,
+    metrics: Arc<Metrics>,
+    memory: Memory,
+    used: AtomicU64,
+    times: Times,
+    restores: Permits,
+    /// True while the inference server lives and holds what it should.
+    up: watch::Sender<bool>,
+    /// Events that no order waits for, such as a model that could not be restored.
+    unasked: tokio::sync::mpsc::UnboundedSender<(ModelVersion, Outcome)>,
+    departed: OnceLock<Box<dyn Fn(&str) + Send + Sync>>,
+}
+
+/// What a registry is made of.
+pub struct Parts {
+    pub artefacts: Artefacts,
+    pub repository: Arc<dyn Repository>,
+    pub server: InferenceServer,
+    pub metrics: Arc<Metrics>,
+    pub memory: Memory,
+    pub times: Times,
+    pub unasked: tokio::sync::mpsc::UnboundedSender<(ModelVersion, Outcome)>,
+}
+
+impl Registry {
+    /// Makes the registry and takes over the models that a former agent left on disk; they count as lost until
+    /// [`Registry::restore`] found them in the inference server or brought them back.
+    pub fn open(parts: Parts) -> anyhow::Result<Self> {
+        let Parts { artefacts, repository, server, metrics, memory, times, unasked } = parts;
+        metrics.gauges().capacity(memory.total, memory.limit());
+        let registry = Self(Arc::new(Inner {
+            models: RwLock::default(),
+            orders: OrderBook::default(),
+            artefacts,
+            repository,
+            server,
+            metrics,
+            memory,
+            used: AtomicU64::new(0),
+            times,
+            restores: Permits::new(RESTORES),
+            up: watch::Sender::new(false),
+            unasked,
+            departed: OnceLock::new(),
+        }));
+        registry.adopt()?;
+        Ok(registry)
+    }
+
+    fn adopt(&self) -> anyhow::Result<()> {
+        for (internal, record) in self.0.repository.records()? {
+            match ModelVersion::decode(record.as_slice()) {
+                Ok(version) if internal_name(&version).as_deref() == Ok(internal.as_str()) => {
+                    let entry = Entry::new(internal, version, &self.0.repository.runtime_info(), State::Loading);
+                    self.insert(&entry);
+                    self.set(&entry, State::Restoring);
+                }
+                _ => self.0.repository.remove(&internal)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory the scheduler may still book here.
+    pub fn available(&self) -> u64 {
+        self.0.memory.limit().saturating_sub(self.0.used.load(Ordering::SeqCst))
+    }
+
+    /// What the scheduler needs to know to count a model's memory here.
+    pub fn runtime_info(&self) -> seldon_proto::scheduler::ModelRuntimeInfo {
+        self.0.repository.runtime_info()
+    }
+
+    /// Models the scheduler has here, as it sent them.
+    pub fn loaded(&self) -> Vec<ModelVersion> {
+        let wanted = |entry: &&Arc<Entry>| matches!(entry.state(), State::Loaded | State::Restoring);
+        let mut loaded: Vec<_> = self.entries().iter().filter(wanted).map(|entry| self.described(&entry.version)).collect();
+        loaded.sort_by(|a, b| name_of(a).cmp(name_of(b)).then(a.version.cmp(&b.version)));
+        loaded
+    }
+
+    /// Calls `departed` with the internal name of each model that leaves; only the first call counts.
+    pub fn on_departure(&self, departed: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.0.departed.set(Box::new(departed));
+    }
+
+    /// Whether the inference server holds what it should.
+    pub fn up(&self) -> watch::Receiver<bool> {
+        self.0.up.subscribe()
+    }
+
+    /// What the debug service shows.
+    pub fn debug(&self) -> Vec<ModelReplicaState> {
+        let state = |entry: &Arc<Entry>| {
+            let last_used = entry.last_used();
+            let state = if entry.state().serves() { ModelState::InMemory } else { ModelState::Evicted };
+            ModelReplicaState {
+                state: state.into(),
+                last_accessed: Some(prost_types::Timestamp {
+                    seconds: last_used.as_secs().try_into().unwrap_or_default(),
+                    nanos: last_used.subsec_nanos().try_into().unwrap_or_default(),
+                }),
+                name: entry.internal.clone(),
+            }
+        };
+        let mut states: Vec<_> = self.entries().iter().map(state).collect();
+        states.sort_by(|a, b| a.name.cmp(&b.name));
+        states
+    }
+
+    /// The model with the runtime information that this server gave it.
+    fn described(&self, version: &ModelVersion) -> ModelVersion {
+        let mut version = version.clone();
+        if let Some(spec) = version.model.as_mut().and_then(|model| model.model_spec.as_mut()) {
+            spec.model_runtime_info.get_or_insert_with(|| self.0.repository.runtime_info());
+        }
+        version
+    }
+
+    fn find(&self, internal: &str) -> Option<Arc<Entry>> {
+        self.0.models.read().unwrap_or_else(PoisonError::into_inner).get(internal).cloned()
+    }
+
+    fn entries(&self) -> Vec<Arc<Entry>> {
+        self.0.models.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn insert(&self, entry: &Arc<Entry>) {
+        let mut models = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
+        models.insert(entry.internal.clone(), entry.clone());
+    }
+
+    /// Changes a model's state, and with it the memory booked and the metrics.
+    fn set(&self, entry: &Arc<Entry>, state: State) {
+        entry.state.send_modify(|current| {
+            match (current.is_resident(), state.is_resident()) {
+                (false, true) => drop(self.0.used.fetch_add(entry.bytes, Ordering::SeqCst)),
+                (true, false) => drop(self.0.used.fetch_sub(entry.bytes, Ordering::SeqCst)),
+                _ => {}
+            }
+            *current = state;
+        });
+        match state {
+            State::Loaded | State::Releasing => self.0.metrics.gauges().in_memory(&entry.internal, entry.bytes),
+            State::Restoring | State::Released => self.0.metrics.gauges().on_disk(&entry.internal, entry.bytes),
+            State::Gone => {
+                self.0.metrics.forget(&entry.internal);
+                if let Some(departed) = self.0.departed.get() {
+                    departed(&entry.internal);
+                }
+            }
+            State::Loading => {}
+        }
+    }
+
+    /// Takes a model out of the registry and its files from the disk.
+    async fn drop_model(&self, entry: &Arc<Entry>, reason: &str) {
+        let _ = entry.reason.set(reason.to_owned());
+        {
+            let mut models = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
+            if models.get(&entry.internal).is_some_and(|known| Arc::ptr_eq(known, entry)) {
+                models.remove(&entry.internal);
+            }
+        }
+        self.set(entry, State::Gone);
+        let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
+        let removed = tokio::task::spawn_blocking(move || repository.remove(&internal)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(model = entry.internal, %error, "files of a model are left behind");
+        }
+    }
+}
+
+fn name_of(version: &ModelVersion) -> &str {
+    let meta = version.model.as_ref().and_then(|model| model.meta.as_ref());
+    meta.map_or("", |meta| meta.name.as_str())
+}
+
+/// `<name>_<version>`, the name on the inference server; it also names a folder, so it must not lead elsewhere.
+pub fn internal_name(version: &ModelVersion) -> Result<String, String> {
+    let name = name_of(version);
+    let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    if !first || name.len() > 253 || !name.chars().all(usable) {
+        return Err(format!("model name {name:?} cannot be used: letters, digits, '-', '_' and '.' only"));
+    }
+    Ok(format!("{name}_{}", version.version))
+}

@@ -1,0 +1,255 @@
+//! The scheduler's orders: load and unload.
+//!
+//! Each model's operations take turns. A newer order cancels the older one, but only where it waits: steps that change
+//! files run to their end, so that nothing of a cancelled order happens later.
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use seldon_proto::agent::ModelVersion;
+use tokio_util::sync::CancellationToken;
+
+use super::entry::{Entry, State};
+use super::{Registry, internal_name};
+use crate::server::ServerError;
+
+/// Rounds of loading a model while the inference server ends, before the model is blamed.
+pub(super) const CRASHES: u32 = 3;
+
+/// How an order ended: what the scheduler is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Loaded,
+    LoadFailed(String),
+    Unloaded,
+    UnloadFailed(String),
+    /// A newer order took over; it has its own outcome.
+    Superseded,
+}
+
+/// Why a load ended early.
+enum Broken {
+    Cancelled,
+    Failed(String),
+}
+
+impl Registry {
+    /// Brings a model into memory. `sequence` orders the scheduler's messages.
+    pub async fn load(&self, version: ModelVersion, sequence: u64) -> Outcome {
+        let internal = match internal_name(&version) {
+            Ok(internal) => internal,
+            Err(reason) => return Outcome::LoadFailed(reason),
+        };
+        let Some(cancel) = self.0.orders.accept(&internal, sequence) else { return Outcome::Superseded };
+        self.0.metrics.gauges().count_load();
+        let outcome = self.load_in_turn(&internal, version, &cancel).await;
+        if matches!(outcome, Outcome::LoadFailed(_)) {
+            self.0.orders.done(&internal, sequence);
+        }
+        outcome
+    }
+
+    async fn load_in_turn(&self, internal: &str, version: ModelVersion, cancel: &CancellationToken) -> Outcome {
+        let known = self.find(internal);
+        if let Some(known) = known.filter(|known| known.is_same(&version)) {
+            if known.state() == State::Restoring {
+                tokio::select! {
+                    () = cancel.cancelled() => return Outcome::Superseded,
+                    () = settled(&known) => {}
+                }
+            }
+            let turn = known.turn.lock().await;
+            if cancel.is_cancelled() {
+                return Outcome::Superseded;
+            }
+            match known.state() {
+                State::Loaded => return Outcome::Loaded,
+                // Still in memory, but its record is gone from the disk: the whole load writes it again.
+                State::Releasing => return self.load_entry(&known, cancel).await,
+                _ => drop(turn),
+            }
+        }
+        let entry = self.replace(internal, version).await;
+        let _turn = entry.turn.lock().await;
+        self.load_entry(&entry, cancel).await
+    }
+
+    /// A new entry under this name, after the work on an old one has ended.
+    async fn replace(&self, internal: &str, version: ModelVersion) -> Arc<Entry> {
+        if let Some(old) = self.find(internal) {
+            let _turn = old.turn.lock().await;
+            self.set(&old, State::Gone);
+        }
+        let entry = Entry::new(internal.to_owned(), version, &self.0.repository.runtime_info(), State::Loading);
+        self.insert(&entry);
+        entry
+    }
+
+    /// Loads the entry whose turn the caller holds.
+    async fn load_entry(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Outcome {
+        let limit = self.0.times.load;
+        let late = || Broken::Failed(format!("it was not loaded within {limit:?}"));
+        let result = tokio::time::timeout(limit, self.bring(entry, cancel)).await.unwrap_or_else(|_| Err(late()));
+        match result {
+            Ok(()) => {
+                self.set(entry, State::Loaded);
+                Outcome::Loaded
+            }
+            Err(Broken::Cancelled) => Outcome::Superseded,
+            Err(Broken::Failed(reason)) => {
+                self.drop_model(entry, &reason).await;
+                Outcome::LoadFailed(reason)
+            }
+        }
+    }
+
+    /// Downloads, installs and loads.
+    async fn bring(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Result<(), Broken> {
+        let spec = entry.version.model.as_ref().and_then(|model| model.model_spec.clone()).unwrap_or_default();
+        let fetched = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Broken::Cancelled),
+            fetched = self.0.artefacts.fetch(&spec) => fetched.map_err(|error| Broken::Failed(error.to_string()))?,
+        };
+        let record = self.described(&entry.version).encode_to_vec();
+        let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
+        let uri = spec.uri.clone();
+        let install = move || repository.install(&fetched.folder, &spec, &internal, &record);
+        match tokio::task::spawn_blocking(install).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Broken::Failed(format!("the artefact at {uri} cannot be used: {error}"))),
+            Err(_) => return Err(Broken::Failed("installing the artefact was broken off".to_owned())),
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Broken::Cancelled),
+            loaded = self.load_on_server(entry) => loaded.map_err(Broken::Failed),
+        }
+    }
+
+    /// Loads an installed model, through ends of the inference server that need not be its fault.
+    async fn load_on_server(&self, entry: &Arc<Entry>) -> Result<(), String> {
+        let mut up = self.up();
+        for _ in 0..CRASHES {
+            // The sender lives as long as the registry.
+            let _ = up.wait_for(|up| *up).await;
+            match self.0.server.load(&entry.internal).await {
+                Ok(()) => return Ok(()),
+                Err(ServerError::Unreachable) => {
+                    // Time for the watch to notice, so that the next round waits for a live server.
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Err("the inference server ended each time this model was loaded".to_owned())
+    }
+
+    /// Takes a model out of memory: it stops being wanted at once, answers what is still under way, and can be
+    /// brought back by late requests for a while.
+    pub async fn unload(&self, version: &ModelVersion, sequence: u64) -> Outcome {
+        let internal = match internal_name(version) {
+            Ok(internal) => internal,
+            Err(reason) => return Outcome::UnloadFailed(reason),
+        };
+        let Some(cancel) = self.0.orders.accept(&internal, sequence) else { return Outcome::Superseded };
+        self.0.metrics.gauges().count_unload();
+        let Some(entry) = self.find(&internal) else {
+            self.0.orders.done(&internal, sequence);
+            return Outcome::Unloaded;
+        };
+        let outcome = self.unload_entry(&entry, &cancel).await;
+        if outcome == Outcome::Unloaded {
+            tokio::spawn(self.clone().retire(entry, cancel, sequence));
+        }
+        outcome
+    }
+
+    async fn unload_entry(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Outcome {
+        let _turn = entry.turn.lock().await;
+        if cancel.is_cancelled() {
+            return Outcome::Superseded;
+        }
+        if let Err(error) = self.0.repository.forget(&entry.internal) {
+            tracing::warn!(model = entry.internal, %error, "an unloaded model may come back when the agent restarts");
+        }
+        match entry.state() {
+            State::Loaded => self.set(entry, State::Releasing),
+            State::Restoring => self.set(entry, State::Released),
+            // Its load was cancelled half-way.
+            State::Loading => {
+                let _ = self.0.server.unload(&entry.internal).await;
+                self.drop_model(entry, "it was unloaded").await;
+            }
+            State::Releasing | State::Released | State::Gone => {}
+        }
+        if entry.state() != State::Releasing {
+            return Outcome::Unloaded;
+        }
+        let quiet = async {
+            tokio::time::sleep(self.0.times.grace).await;
+            entry.idle().await;
+        };
+        let limit = self.0.times.unload;
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Outcome::Superseded,
+            quiet = tokio::time::timeout(limit, quiet) => if quiet.is_err() {
+                return Outcome::UnloadFailed(format!("it still answered requests after {limit:?}"));
+            }
+        }
+        match self.release(entry).await {
+            Ok(()) => Outcome::Unloaded,
+            Err(reason) => Outcome::UnloadFailed(reason),
+        }
+    }
+
+    /// Out of memory; a request that came in just before is answered first.
+    async fn release(&self, entry: &Arc<Entry>) -> Result<(), String> {
+        self.set(entry, State::Released);
+        if tokio::time::timeout(self.0.times.unload, entry.idle()).await.is_err() {
+            self.set(entry, State::Releasing);
+            return Err("it is still answering requests".to_owned());
+        }
+        match self.0.server.unload(&entry.internal).await {
+            // A server that ended holds nothing.
+            Ok(()) | Err(ServerError::Unreachable) => Ok(()),
+            Err(error) => {
+                self.set(entry, State::Releasing);
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Keeps an unloaded model's files for late requests, then removes it; a new order ends this.
+    async fn retire(self, entry: Arc<Entry>, cancel: CancellationToken, sequence: u64) {
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(self.0.times.retention) => {}
+            }
+            let _turn = entry.turn.lock().await;
+            if cancel.is_cancelled() {
+                return;
+            }
+            match entry.state() {
+                State::Releasing => {
+                    if let Err(error) = self.release(&entry).await {
+                        tracing::warn!(model = entry.internal, error, "a released model stays in memory");
+                    }
+                }
+                State::Released => break self.drop_model(&entry, "it was unloaded").await,
+                _ => break,
+            }
+        }
+        self.0.orders.done(&entry.internal, sequence);
+    }
+}
+
+/// Resolves when a model is not being restored any more.
+async fn settled(entry: &Entry) {
+    let mut state = entry.state.subscribe();
+    // The entry holds the sender.
+    let _ = state.wait_for(|state| *state != State::Restoring).await;
+}

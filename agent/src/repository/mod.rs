@@ -1,0 +1,58 @@
+//! The folder an inference server reads its models from, one layout for each kind of server.
+mod files;
+mod mlserver;
+mod settings;
+
+use std::path::{Path, PathBuf};
+
+use seldon_proto::scheduler::{ModelRuntimeInfo, ModelSpec};
+
+pub use files::{RECORD, remove_folder};
+pub use mlserver::{Mlserver, artefact_root};
+pub use settings::{InferUri, SETTINGS};
+
+/// Puts artefacts where an inference server finds them. All calls block on the disk.
+pub trait Repository: Send + Sync + 'static {
+    /// Installs the artefact in `folder` under the name `internal`, replacing what was there. `record` is kept beside
+    /// it so that a restarted agent knows the model again.
+    fn install(&self, folder: &Path, spec: &ModelSpec, internal: &str, record: &[u8]) -> Result<(), RepositoryError>;
+
+    /// What the scheduler needs to know to count this model's memory.
+    fn runtime_info(&self) -> ModelRuntimeInfo;
+
+    /// Removes a model's folder; nothing there is fine.
+    fn remove(&self, internal: &str) -> Result<(), RepositoryError>;
+
+    /// Makes a restarted agent forget this model, while its files stay.
+    fn forget(&self, internal: &str) -> Result<(), RepositoryError>;
+
+    /// Internal names and records of the models a former agent left.
+    fn records(&self) -> Result<Vec<(String, Vec<u8>)>, RepositoryError>;
+}
+
+/// Why an artefact cannot be installed. Texts name the folder inside the artefact and what is missing.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    #[error("the artefact is empty")]
+    Empty,
+    #[error("no version {version} in the artefact: no folder of that name holds a {SETTINGS}")]
+    NoVersion { version: u32 },
+    #[error("several folders are called {version} and hold a {SETTINGS}: {found}")]
+    SeveralVersions { version: u32, found: String },
+    #[error("{file} cannot be used: {reason}")]
+    Settings { file: String, reason: String },
+    #[error("no {patterns} in {folder}, and no {SETTINGS} either")]
+    NoModelFile { patterns: &'static str, folder: String },
+    #[error("no class that extends MLModel in any *.py of {folder}, and no {SETTINGS} either")]
+    NoModelClass { folder: String },
+    #[error("no {SETTINGS} in {folder}, and none can be made for the requirements {requirements}: use one of {known}")]
+    NoSettings { folder: String, requirements: String, known: &'static str },
+    #[error("{path}: {reason}")]
+    Disk { path: PathBuf, reason: String },
+}
+
+impl RepositoryError {
+    fn disk(path: &Path, error: &std::io::Error) -> Self {
+        Self::Disk { path: path.to_owned(), reason: error.to_string() }
+    }
+}

@@ -1,0 +1,163 @@
+//! The inference server's repository API (gRPC): what may be in memory.
+mod watch;
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use seldon_grpc::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use seldon_proto::inference::{
+    RepositoryIndexRequest, RepositoryModelLoadRequest, RepositoryModelUnloadRequest, ServerLiveRequest,
+};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+pub use watch::watch;
+
+/// The largest message, as documented: an index of many models is long.
+const MAX_MESSAGE: usize = 1000 << 20;
+/// The longest text of the inference server that is passed on.
+const MAX_TEXT: usize = 1000;
+
+/// How long and how often calls are tried.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub load: Duration,
+    pub load_retries: usize,
+    pub unload: Duration,
+    pub unload_retries: usize,
+    pub control: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            load: Duration::from_secs(60 * 60),
+            load_retries: 5,
+            unload: Duration::from_secs(2 * 60),
+            unload_retries: 5,
+            control: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What the inference server did not do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServerError {
+    #[error("the inference server cannot be reached")]
+    Unreachable,
+    #[error("the inference server did not answer in time")]
+    TimedOut,
+    #[error("the inference server failed: {0}")]
+    Refused(String),
+}
+
+impl ServerError {
+    fn of(status: &Status) -> Self {
+        match status.code() {
+            Code::Unavailable => Self::Unreachable,
+            Code::DeadlineExceeded | Code::Cancelled => Self::TimedOut,
+            _ => {
+                let text: String = status.message().chars().take(MAX_TEXT).collect();
+                let text = text.trim();
+                Self::Refused(if text.is_empty() { status.code().to_string() } else { text.to_owned() })
+            }
+        }
+    }
+}
+
+/// One model in the server's index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Indexed {
+    pub name: String,
+    pub state: String,
+}
+
+impl Indexed {
+    /// In memory, or on the way there.
+    pub fn is_resident(&self) -> bool {
+        matches!(self.state.as_str(), "READY" | "LOADING")
+    }
+}
+
+/// The client; cheap to clone.
+#[derive(Clone)]
+pub struct InferenceServer {
+    client: GrpcInferenceServiceClient<Channel>,
+    limits: Limits,
+}
+
+impl InferenceServer {
+    /// Makes a client; it connects at the first call and again after a loss.
+    pub fn new(host: &str, port: u16, limits: Limits) -> anyhow::Result<Self> {
+        let channel = Endpoint::from_shared(format!("http://{host}:{port}"))?
+            .connect_timeout(Duration::from_secs(1))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .connect_lazy();
+        let client = GrpcInferenceServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Ok(Self { client, limits })
+    }
+
+    /// Asks whether the server lives; `within` bounds the answer.
+    pub async fn live(&self, within: Duration) -> Result<(), ServerError> {
+        let answer = self.client.clone().server_live(timed(ServerLiveRequest {}, within)).await;
+        match answer {
+            Ok(answer) if answer.get_ref().live => Ok(()),
+            Ok(_) => Err(ServerError::Refused("it says that it is not live".to_owned())),
+            Err(status) => Err(ServerError::of(&status)),
+        }
+    }
+
+    /// Every model the server knows. MLServer may give empty names, which are left out.
+    pub async fn index(&self) -> Result<Vec<Indexed>, ServerError> {
+        let request = timed(RepositoryIndexRequest::default(), self.limits.control);
+        let answer = self.client.clone().repository_index(request).await.map_err(|status| ServerError::of(&status))?;
+        let models = answer.into_inner().models.into_iter().filter(|model| !model.name.is_empty());
+        Ok(models.map(|model| Indexed { name: model.name, state: model.state }).collect())
+    }
+
+    /// Loads a model from the server's repository.
+    pub async fn load(&self, internal: &str) -> Result<(), ServerError> {
+        let attempt = || async {
+            let request = RepositoryModelLoadRequest { model_name: internal.to_owned(), ..Default::default() };
+            self.client.clone().repository_model_load(timed(request, self.limits.load)).await.map(drop)
+        };
+        attempt.retry(back_off(self.limits.load_retries)).when(may_pass).await.map_err(|status| ServerError::of(&status))
+    }
+
+    /// Unloads a model; one that the server does not know is unloaded already.
+    pub async fn unload(&self, internal: &str) -> Result<(), ServerError> {
+        let attempt = || async {
+            let request = RepositoryModelUnloadRequest { model_name: internal.to_owned(), ..Default::default() };
+            self.client.clone().repository_model_unload(timed(request, self.limits.unload)).await.map(drop)
+        };
+        let answer = attempt.retry(back_off(self.limits.unload_retries)).when(may_pass).await;
+        match answer {
+            Err(status) if status.code() != Code::NotFound => Err(ServerError::of(&status)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn timed<T>(message: T, limit: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+fn back_off(retries: usize) -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(10))
+        .with_max_times(retries)
+}
+
+/// Failures that another attempt may not meet.
+fn may_pass(status: &Status) -> bool {
+    !matches!(
+        status.code(),
+        Code::NotFound | Code::InvalidArgument | Code::Unimplemented | Code::PermissionDenied | Code::DeadlineExceeded
+    )
+}

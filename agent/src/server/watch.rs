@@ -1,0 +1,65 @@
+//! Follows the inference server's life.
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{InferenceServer, ServerError};
+use crate::models::Registry;
+
+/// How often a live server is asked.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How often one that is away is asked.
+const IMPATIENT: Duration = Duration::from_millis(200);
+
+/// Watches until `stop`. A server that ended, or does not answer for `patience`, loses its models in the registry;
+/// when it lives again they are restored. `lost` is called at each loss.
+pub async fn watch(
+    server: InferenceServer,
+    registry: Registry,
+    patience: Duration,
+    lost: impl Fn(),
+    stop: CancellationToken,
+) {
+    let follow = async {
+        loop {
+            until_live(&server).await;
+            match registry.restore().await {
+                Ok(()) => tracing::info!("the inference server is ready"),
+                Err(error) => {
+                    tracing::warn!(%error, "the inference server went away while its models were restored");
+                    tokio::time::sleep(IMPATIENT).await;
+                    continue;
+                }
+            }
+            let error = until_lost(&server, patience).await;
+            tracing::error!(%error, "the inference server is lost");
+            registry.server_lost();
+            lost();
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = follow => {}
+    }
+}
+
+async fn until_live(server: &InferenceServer) {
+    let mut told = Instant::now();
+    while let Err(error) = server.live(Duration::from_secs(5)).await {
+        if told.elapsed() > Duration::from_secs(30) {
+            tracing::warn!(%error, "waiting for the inference server");
+            told = Instant::now();
+        }
+        tokio::time::sleep(IMPATIENT).await;
+    }
+}
+
+/// A server that is busy with a load may be silent for a while; one that refuses connections is gone at once.
+async fn until_lost(server: &InferenceServer, patience: Duration) -> ServerError {
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        if let Err(error) = server.live(patience).await {
+            return error;
+        }
+    }
+}
