@@ -197,6 +197,9 @@ async fn drive(kind: &str, address: &str, took: Duration) -> Result<u64, Failed>
                     let response = sender
                         .send_request(request.body(Full::new(Bytes::from_static(BODY)))?)
                         .await?;
+                    if response.status() != 200 {
+                        return Err("a request failed".into());
+                    }
                     response.into_body().collect().await?;
                     count.fetch_add(1, Ordering::Relaxed);
                 }

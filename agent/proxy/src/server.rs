@@ -1,5 +1,12 @@
 //! Listeners and their connections.
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use hyper::service::service_fn;
 use hyper_util::{
@@ -19,8 +26,8 @@ use crate::{
     proxy::Proxy,
 };
 
-/// Time for a TLS handshake, or for a new connection's first byte.
-const FIRST_BYTES: Duration = Duration::from_secs(15);
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(15);
 
 pub(crate) async fn serve<M: Models>(
     proxy: Proxy<M>,
@@ -116,14 +123,9 @@ async fn connection<M: Models>(
         return;
     }
     let Some(acceptor) = acceptor else {
-        let idle = proxy.core.limits.header_deadline;
-        // A client that says nothing at all is not told from an idle one until its first byte.
-        if let Ok(Ok(())) = tokio::time::timeout(idle, stream.readable()).await {
-            exchange(proxy, &http, stream, shutdown).await;
-        }
-        return;
+        return exchange(proxy, &http, stream, shutdown).await;
     };
-    match tokio::time::timeout(FIRST_BYTES, acceptor.accept(stream)).await {
+    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => exchange(proxy, &http, stream, shutdown).await,
         Ok(Err(cause)) => tracing::debug!(%cause, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
@@ -137,7 +139,10 @@ async fn exchange<M: Models>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     shutdown: CancellationToken,
 ) {
+    let asked = Arc::new(AtomicBool::new(false));
+    let silent = silent(asked.clone(), proxy.core.limits.header_deadline);
     let service = service_fn(move |request| {
+        asked.store(true, Ordering::Relaxed);
         let proxy = proxy.clone();
         async move { proxy.handle(request).await }
     });
@@ -145,6 +150,7 @@ async fn exchange<M: Models>(
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = silent => return tracing::debug!("a connection asked nothing in time"),
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -152,5 +158,14 @@ async fn exchange<M: Models>(
     };
     if let Err(cause) = ended {
         tracing::debug!(%cause, "a connection ended");
+    }
+}
+
+/// Ends when a connection has asked nothing in its first `deadline`: hyper's own time limit starts only when it knows
+/// the protocol, which takes a few bytes. Later silence is hyper's to end.
+async fn silent(asked: Arc<AtomicBool>, deadline: Duration) {
+    tokio::time::sleep(deadline).await;
+    if asked.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
     }
 }

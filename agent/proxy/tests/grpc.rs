@@ -454,6 +454,37 @@ async fn an_unreachable_server_resets_the_stream_unsent() {
 }
 
 #[tokio::test]
+async fn a_server_that_breaks_off_resets_the_stream() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            // Takes a request and goes away.
+            connection.accept().await.unwrap().unwrap();
+        }
+    });
+    let upstream = Upstream {
+        http: address.clone(),
+        grpc: address,
+    };
+    let world = World::before(upstream, Limits::default(), Arc::new(Seen::default())).await;
+    let error = raw(&world, INFER, &[], vec![framed(0, b"")])
+        .await
+        .unwrap_err();
+    let cause = std::error::Error::source(&error)
+        .unwrap()
+        .downcast_ref::<h2::Error>()
+        .unwrap();
+    assert!(cause.is_reset() && cause.is_remote(), "{cause}");
+    assert!(
+        world
+            .metrics()
+            .contains("code=\"Unavailable\",method_type=\"grpc\"")
+    );
+}
+
+#[tokio::test]
 async fn large_tensors_pass() {
     let world = World::start(Limits::default()).await;
     let mut client = world.grpc().await.max_decoding_message_size(usize::MAX);
