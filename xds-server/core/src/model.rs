@@ -79,6 +79,8 @@ pub(crate) struct Entry {
     pub(crate) changed: bool,
     /// The deadline that is set for this model.
     pub(crate) timer: Option<Duration>,
+    /// An agent that went away may still have it, or did before a restart.
+    pub(crate) unconfirmed: bool,
     /// When a model that is gone is no longer shown.
     pub(crate) gone_at: Option<Duration>,
 }
@@ -170,6 +172,7 @@ impl Entry {
             since: Duration::ZERO,
             changed: true,
             timer: None,
+            unconfirmed: false,
             gone_at: None,
         }
     }

@@ -5,7 +5,7 @@ use seldon_proto::agent::model_operation_message::Operation;
 
 use crate::{
     Effect, Record,
-    model::{Entry, Version, wanted},
+    model::{Entry, Version, minimum, wanted},
     replica_state::{
         ReplicaState::{self, *},
         can_receive_traffic, is_loaded, is_loading, is_unloading,
@@ -95,7 +95,12 @@ pub(crate) fn fail_unload(version: &mut Version, at: usize, reason: &str, world:
 /// Acts on deadlines that have passed.
 fn expire(entry: &mut Entry, world: &mut World) {
     let now = world.now.monotonic;
-    let Entry { name, versions, .. } = entry;
+    let Entry {
+        name,
+        versions,
+        unconfirmed,
+        ..
+    } = entry;
     for version in versions {
         for at in (0..version.replicas.len()).rev() {
             let replica = &version.replicas[at];
@@ -104,12 +109,15 @@ fn expire(entry: &mut Entry, world: &mut World) {
             }
             let index = replica.index;
             match replica.state {
-                state if is_loading(state) => fail_load(
-                    version,
-                    at,
-                    "the agent did not finish loading in time",
-                    world,
-                ),
+                state if is_loading(state) => {
+                    *unconfirmed = true;
+                    fail_load(
+                        version,
+                        at,
+                        "the agent did not finish loading in time",
+                        world,
+                    );
+                }
                 UnloadRequested | Unloading => {
                     fail_unload(
                         version,
@@ -153,7 +161,12 @@ fn remove_where(
 
 /// Follows what became of the replicas' agents.
 fn follow_replicas(entry: &mut Entry, world: &mut World) {
-    let Entry { name, versions, .. } = entry;
+    let Entry {
+        name,
+        versions,
+        unconfirmed,
+        ..
+    } = entry;
     for version in versions {
         for at in (0..version.replicas.len()).rev() {
             let (index, state) = (version.replicas[at].index, version.replicas[at].state);
@@ -172,11 +185,13 @@ fn follow_replicas(entry: &mut Entry, world: &mut World) {
                 // Should the agent come back, it says itself what it has.
                 LoadFailed if absent => world.remove_replica(name, version, at),
                 state if is_loading(state) && absent && standing != Standing::Suspect => {
+                    *unconfirmed = true;
                     world.remove_replica(name, version, at);
                 }
                 UnloadRequested | Unloading | UnloadFailed
                     if absent && matches!(standing, Standing::Expired | Standing::Left) =>
                 {
+                    *unconfirmed = true;
                     world.remove_replica(name, version, at);
                 }
                 _ => {}
@@ -237,7 +252,12 @@ pub(crate) fn record(entry: &Entry) -> Record {
 
 /// Unloads what no Envoy can ask for any more.
 fn unload_released(entry: &mut Entry, world: &mut World) {
-    let Entry { name, versions, .. } = entry;
+    let Entry {
+        name,
+        versions,
+        unconfirmed,
+        ..
+    } = entry;
     for version in versions {
         for at in (0..version.replicas.len()).rev() {
             let replica = &version.replicas[at];
@@ -252,6 +272,7 @@ fn unload_released(entry: &mut Entry, world: &mut World) {
                 standing(version, index, world),
                 Standing::Expired | Standing::Left
             ) {
+                *unconfirmed = true;
                 world.remove_replica(name, version, at);
             }
         }
@@ -303,8 +324,8 @@ fn finish_deletion(entry: &mut Entry, world: &mut World) {
     if entry.gone_at.is_none() {
         entry.gone_at = Some(world.now.monotonic + world.config.keep_terminated);
         entry.changed = true;
-        // Agents that are still missing may have it: the store keeps it for as long as it is shown.
-        if !world.sync.timed_out {
+        // Agents that are missing may have it: the store keeps it for as long as it is shown.
+        if !entry.unconfirmed {
             world.effects.push(Effect::ForgetModel(entry.name.clone()));
         }
     }
@@ -367,7 +388,14 @@ pub(crate) fn cut_over_at(entry: &Entry) -> usize {
                 .count()
         })
         .sum();
-    wanted(&latest.spec).min(formerly).max(1)
+    let least = minimum(&latest.spec);
+    let placed = latest.placed().count();
+    // Where only some replicas can be placed, and the model is content with those, waiting for more would be for ever.
+    let most = match entry.unplaced.is_some() && least > 0 && placed >= least {
+        true => placed,
+        false => wanted(&latest.spec),
+    };
+    most.min(formerly).max(1)
 }
 
 /// Versions that the latest replaces.

@@ -72,7 +72,7 @@ pub(crate) fn publish(entry: &mut Entry, world: &mut World) {
         world.effects.push(Effect::RouteChanged(entry.name.clone()));
         world.moved = true;
     }
-    let (name, generation) = (&entry.name, entry.route_generation);
+    let (name, generation, unconfirmed) = (&entry.name, entry.route_generation, entry.unconfirmed);
     for version in &mut entry.versions {
         for at in 0..version.replicas.len() {
             let index = version.replicas[at].index;
@@ -94,7 +94,8 @@ pub(crate) fn publish(entry: &mut Entry, world: &mut World) {
                     }
                 }
                 UnloadEnvoyRequested if replica.gate.is_none() => {
-                    let gate = if replica.routed { generation.max(1) } else { 0 };
+                    // An earlier replica in this place may still be in an Envoy's route, of this life or the last.
+                    let gate = generation.max(u64::from(replica.routed || unconfirmed));
                     replica.gate = Some(gate);
                     if gate > world.released {
                         world.awaiting_release.insert((gate, name.clone()));

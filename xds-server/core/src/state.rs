@@ -194,8 +194,9 @@ impl State {
             if over {
                 let timer = (entry.timer.unwrap_or_default(), Timer::Model(name.clone()));
                 self.world.timers.remove(&timer);
+                let unconfirmed = entry.unconfirmed;
                 self.models.remove(&name);
-                if self.world.sync.timed_out {
+                if unconfirmed {
                     self.world.effects.push(Effect::ForgetModel(name));
                 }
             }

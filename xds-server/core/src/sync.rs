@@ -7,8 +7,6 @@ use crate::{Config, Now, Synchronisation, server::Server};
 #[derive(Clone, Debug)]
 pub(crate) struct Sync {
     pub(crate) done: bool,
-    /// It was ended by its timeout, so agents may still be missing.
-    pub(crate) timed_out: bool,
     pub(crate) deadline: Duration,
     by_notify: bool,
     /// Whether the store, or its absence, has spoken.
@@ -27,7 +25,6 @@ impl Sync {
         };
         Sync {
             done: false,
-            timed_out: false,
             deadline: now.monotonic + timeout,
             by_notify,
             restored: false,
@@ -73,8 +70,8 @@ impl Sync {
         let announced_back = self
             .announced
             .is_some_and(|n| servers.keys().map(connected).sum::<usize>() >= n);
-        self.timed_out = now.monotonic >= self.deadline;
-        self.done = self.timed_out || (self.restored && (known_back || announced_back));
+        let timed_out = now.monotonic >= self.deadline;
+        self.done = timed_out || (self.restored && (known_back || announced_back));
         self.done
     }
 

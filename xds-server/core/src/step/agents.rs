@@ -215,9 +215,6 @@ fn adopt(state: &mut State, server: &Arc<str>, index: u32, name: &str, number: u
             ..on_server(&spec)
         };
         put(&name, &mut stray, index, UnloadEnvoyRequested, world);
-        let gate = world.generation;
-        stray.replicas[0].gate = Some(gate);
-        world.awaiting_release.insert((gate, name.clone()));
         let position = entry
             .versions
             .partition_point(|version| version.number < number);

@@ -9,6 +9,7 @@ use crate::{
     reconcile::record,
     replica_state::is_inactive,
     server::Server,
+    world::World,
 };
 
 pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
@@ -22,7 +23,8 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
                 deleted,
             } => {
                 let mut entry = Entry::new(name.clone(), Version::new(version, spec), true);
-                entry.deleted = deleted;
+                // An agent that does not come back for now may have it.
+                (entry.deleted, entry.unconfirmed) = (deleted, true);
                 state.models.insert(name.clone(), entry);
                 state.world.dirty.insert(name);
             }
@@ -91,7 +93,7 @@ pub(crate) fn load_model(state: &mut State, mut model: Model) -> Result<(), Refu
             state.world.touch(&entry.name);
         }
         Some(entry) => {
-            if update(entry, model, &mut state.world.effects) {
+            if update(entry, model, &mut state.world) {
                 entry.authoritative = true;
                 state.world.effects.push(Effect::Persist(record(entry)));
                 state.world.touch(&entry.name);
@@ -111,16 +113,17 @@ fn first_number(model: &Model) -> u32 {
         .max(1)
 }
 
-/// A model that was deleted begins anew; what could not be unloaded must not be taken for the new one.
+/// A model that was deleted begins anew; what an agent may still have of it must not be taken for the new one.
 fn revive(entry: &mut Entry, model: Model) {
+    let used = entry.unconfirmed
+        || entry
+            .versions
+            .iter()
+            .any(|version| !version.replicas.is_empty());
+    let number = first_number(&model).max(if used { entry.next_number() } else { 1 });
     entry
         .versions
         .retain(|version| !version.replicas.is_empty());
-    let number = first_number(&model).max(if entry.versions.is_empty() {
-        1
-    } else {
-        entry.next_number()
-    });
     for version in &mut entry.versions {
         version.stray = true;
     }
@@ -130,7 +133,7 @@ fn revive(entry: &mut Entry, model: Model) {
 }
 
 /// Takes over what differs: a new artefact is a new version, all else changes in place. Whether anything did.
-fn update(entry: &mut Entry, mut model: Model, effects: &mut Vec<Effect>) -> bool {
+fn update(entry: &mut Entry, mut model: Model, world: &mut World) -> bool {
     let at = entry.latest_position();
     let latest = &mut entry.versions[at];
     if !same_artefact(&latest.spec, &model) {
@@ -148,7 +151,8 @@ fn update(entry: &mut Entry, mut model: Model, effects: &mut Vec<Effect>) -> boo
     }
     let on_route = |spec: &Model| (retries(spec), logs_payloads(spec));
     if on_route(&latest.spec) != on_route(&model) && !entry.splits.is_empty() {
-        effects.push(Effect::RouteChanged(entry.name.clone()));
+        entry.route_generation = world.grow();
+        world.effects.push(Effect::RouteChanged(entry.name.clone()));
     }
     latest.spec = Arc::new(model);
     entry.changed = true;

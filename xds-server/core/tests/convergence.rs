@@ -1,0 +1,327 @@
+//! Random histories: agents load, fail, vanish and return, the Envoy lags, the scheduler is killed. The invariants hold
+//! after every step, nothing is unloaded that the Envoy uses, and when all is well again all is as wanted.
+mod sim;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::prelude::*;
+use seldon_core::{AgentKey, Config, Event, Now, Synchronisation};
+use seldon_proto::scheduler::{Model, model_status::ModelState};
+use sim::{Sim, agent, model, spec};
+
+/// Replicas of each server when all is well.
+const SERVERS: [(&str, u32); 2] = [("alpha", 3), ("beta", 2)];
+
+#[derive(Clone, Debug)]
+enum Op {
+    Load {
+        name: usize,
+        replicas: u32,
+        least: u32,
+        artefact: u8,
+        pinned: Option<usize>,
+    },
+    Unload(usize),
+    Work {
+        agent: usize,
+        succeed: bool,
+    },
+    Acknowledge,
+    Cut(usize),
+    Crash(usize),
+    Connect(usize),
+    Drain(usize),
+    Scale {
+        server: usize,
+        replicas: u32,
+    },
+    Advance(u64),
+    Reject {
+        name: usize,
+        reject: bool,
+    },
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let load = (
+        0..5usize,
+        0..4u32,
+        0..2u32,
+        0..3u8,
+        proptest::option::weighted(0.2, 0..2usize),
+    );
+    prop_oneof![
+        6 => load.prop_map(|(name, replicas, least, artefact, pinned)| Op::Load {
+            name, replicas, least: least.min(replicas), artefact, pinned,
+        }),
+        3 => (0..5usize).prop_map(Op::Unload),
+        12 => (0..5usize, proptest::bool::weighted(0.85)).prop_map(|(agent, succeed)| Op::Work { agent, succeed }),
+        6 => Just(Op::Acknowledge),
+        2 => (0..5usize).prop_map(Op::Cut),
+        1 => (0..5usize).prop_map(Op::Crash),
+        4 => (0..5usize).prop_map(Op::Connect),
+        1 => (0..5usize).prop_map(Op::Drain),
+        1 => (0..2usize, 0..4u32).prop_map(|(server, replicas)| Op::Scale { server, replicas }),
+        3 => prop_oneof![Just(1u64), Just(7), Just(70), Just(4000)].prop_map(Op::Advance),
+        1 => (0..5usize, any::<bool>()).prop_map(|(name, reject)| Op::Reject { name, reject }),
+        1 => Just(Op::Restart),
+    ]
+}
+
+fn keys() -> Vec<AgentKey> {
+    SERVERS
+        .iter()
+        .flat_map(|(server, count)| (0..*count).map(move |replica| agent(server, replica)))
+        .collect()
+}
+
+fn name(number: usize) -> String {
+    format!("model-{number}")
+}
+
+struct History {
+    sim: Sim,
+    wanted: BTreeMap<String, Model>,
+    tokens: u64,
+}
+
+impl History {
+    fn new(synchronisation: Synchronisation, capacity: u64) -> History {
+        // However long an agent was away: what it still has must not come back to life.
+        let keep_terminated = Duration::from_secs(10_000_000);
+        let mut sim = Sim::new(Config {
+            keep_terminated,
+            ..Config::new(synchronisation)
+        });
+        for key in keys() {
+            sim.add_agent(&key.server, key.replica, capacity, &["sklearn"]);
+        }
+        History {
+            sim,
+            wanted: BTreeMap::new(),
+            tokens: 0,
+        }
+    }
+
+    fn routed(&self) -> Vec<String> {
+        self.sim
+            .state
+            .routes()
+            .map(|route| route.model.to_string())
+            .collect()
+    }
+
+    fn apply(&mut self, op: Op) {
+        let keys = keys();
+        match op {
+            Op::Load {
+                name: number,
+                replicas,
+                least,
+                artefact,
+                pinned,
+            } => {
+                let mut wanted = model(&name(number), replicas);
+                spec(&mut wanted).uri = format!("gs://models/{artefact}");
+                spec(&mut wanted).server = pinned.map(|server| SERVERS[server].0.to_owned());
+                wanted.deployment_spec.as_mut().unwrap().min_replicas = least;
+                if self
+                    .sim
+                    .step(Event::LoadModel(Box::new(wanted.clone())))
+                    .is_ok()
+                {
+                    self.wanted.insert(name(number), wanted);
+                }
+            }
+            Op::Unload(number) => {
+                let event = Event::UnloadModel {
+                    name: name(number),
+                    kubernetes_meta: None,
+                };
+                if self.sim.step(event).is_ok() {
+                    self.wanted.remove(&name(number));
+                }
+            }
+            Op::Work { agent, succeed } => {
+                self.sim.work(&keys[agent], succeed);
+            }
+            Op::Acknowledge => self.sim.acknowledge(),
+            Op::Cut(agent) => {
+                let before = self.routed();
+                self.sim.disconnect(&keys[agent]);
+                // A replica of a server that is to shrink may go for good.
+                if self.tokens & (1 << 32) == 0 {
+                    assert_eq!(self.routed(), before, "a lost stream took a route away");
+                }
+            }
+            Op::Crash(agent) => {
+                self.sim.disconnect(&keys[agent]);
+                self.sim
+                    .agents
+                    .get_mut(&keys[agent])
+                    .unwrap()
+                    .models
+                    .clear();
+            }
+            Op::Connect(agent) => self.sim.connect(&keys[agent]),
+            Op::Drain(agent) => {
+                self.tokens += 1;
+                let _ = self.sim.step(Event::DrainRequested {
+                    agent: keys[agent].clone(),
+                    token: self.tokens,
+                });
+            }
+            Op::Scale { server, replicas } => {
+                self.tokens |= 1 << 32;
+                self.sim.notify(SERVERS[server].0, replicas, true);
+            }
+            Op::Advance(seconds) => self.sim.advance(Duration::from_secs(seconds)),
+            Op::Reject {
+                name: number,
+                reject,
+            } => {
+                let reason = reject.then(|| "refused".to_owned());
+                self.sim
+                    .step(Event::RouteRejected {
+                        model: name(number),
+                        reason,
+                    })
+                    .unwrap();
+            }
+            Op::Restart => self.sim.restart(),
+        }
+    }
+
+    /// Everything comes back and does what it is asked.
+    fn heal(&mut self) {
+        for number in 0..5 {
+            self.sim
+                .step(Event::RouteRejected {
+                    model: name(number),
+                    reason: None,
+                })
+                .unwrap();
+        }
+        for (server, count) in SERVERS {
+            self.sim.notify(server, count, true);
+        }
+        for key in keys() {
+            self.sim.disconnect(&key);
+            self.sim.connect(&key);
+        }
+        for _ in 0..12 {
+            self.sim.settle();
+            self.sim.advance(Duration::from_secs(400));
+        }
+        self.sim.settle();
+    }
+
+    fn check(&self) {
+        assert!(self.sim.state.synchronised());
+        let mut held: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for ((name, version), _) in self.sim.agents.values().flat_map(|agent| &agent.models) {
+            held.entry(name.clone()).or_default().push(*version);
+        }
+        for (name, wanted) in &self.wanted {
+            let replicas = wanted.deployment_spec.as_ref().unwrap().replicas as usize;
+            let most = match spec(&mut wanted.clone()).server.as_deref() {
+                Some("beta") => 2,
+                _ => 3,
+            };
+            let least = wanted.deployment_spec.as_ref().unwrap().min_replicas as usize;
+            let (state, reason) = self.sim.status(name);
+            let versions = held.remove(name).unwrap_or_default();
+            if replicas == 0 {
+                assert_eq!(
+                    (state, versions.len()),
+                    (ModelState::ModelScaledDown, 0),
+                    "{name}: {reason}"
+                );
+                continue;
+            }
+            if replicas > most && least == 0 {
+                assert_eq!(state, ModelState::ScheduleFailed, "{name}: {reason}");
+                continue;
+            }
+            assert_eq!(
+                state,
+                ModelState::ModelAvailable,
+                "{name}: {reason} {:#?}",
+                self.sim.state.explain(name)
+            );
+            let latest = self
+                .sim
+                .state
+                .model_status(name, false, Now::default())
+                .unwrap()
+                .versions[0]
+                .version;
+            let full = replicas.min(most);
+            assert!(
+                versions.len() == full && versions.iter().all(|version| *version == latest),
+                "{name} wants {full} of version {latest}, agents hold {versions:?}"
+            );
+            let route = self.sim.state.route(name).unwrap();
+            assert!(
+                route.splits.len() == 1 && route.splits[0].weight as usize == full,
+                "{route:?}"
+            );
+        }
+        assert!(held.is_empty(), "agents hold what nobody wants: {held:?}");
+        let stored: Vec<String> = self
+            .sim
+            .models_stored
+            .keys()
+            .map(|name| name.to_string())
+            .collect();
+        for name in self.wanted.keys() {
+            assert!(stored.contains(name), "{name} is not in the store");
+        }
+    }
+}
+
+fn run(ops: Vec<Op>, synchronisation: Synchronisation) {
+    let mut history = History::new(synchronisation, 100_000);
+    for op in ops {
+        history.apply(op);
+    }
+    history.heal();
+    history.check();
+}
+
+/// `PROPTEST_CASES` asks for more.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(200)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_local_history_ends_well(ops in proptest::collection::vec(op(), 1..120)) {
+        run(ops, Synchronisation::AfterTimeout(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn any_kubernetes_history_ends_well(ops in proptest::collection::vec(op(), 1..120)) {
+        run(ops, Synchronisation::FirstServers { timeout: Duration::from_secs(600) });
+    }
+
+    /// Where not everything fits, nothing is overbooked, all comes to rest, and what is deleted goes.
+    #[test]
+    fn any_history_with_little_memory_comes_to_rest(ops in proptest::collection::vec(op(), 1..120)) {
+        let mut history = History::new(Synchronisation::AfterTimeout(Duration::from_secs(30)), 250);
+        for op in ops {
+            history.apply(op);
+        }
+        history.heal();
+        let held = history.sim.agents.values().flat_map(|agent| agent.models.keys());
+        for (name, version) in held {
+            assert!(history.wanted.contains_key(name), "{name}:{version} is not wanted");
+        }
+    }
+}

@@ -1,0 +1,609 @@
+//! The documented rules, one scene each.
+mod sim;
+
+use std::time::Duration;
+
+use seldon_core::{Config, Effect, Event, Record, Refusal, Synchronisation};
+use seldon_proto::{
+    agent::{ModelEventMessage, model_event_message::Event as Report},
+    scheduler::{
+        DataflowSpec, ExplainerSpec, KubernetesMeta, MlServerModelSettings, ModelRuntimeInfo,
+        model_runtime_info::ModelRuntimeInfo as Runtime,
+        model_spec::ModelSpec as Special,
+        model_status::ModelState::{self, *},
+    },
+};
+use sim::{Sim, agent, model, spec};
+
+fn local() -> Sim {
+    Sim::new(Config::new(Synchronisation::AfterTimeout(
+        Duration::from_secs(30),
+    )))
+}
+
+fn with_server(count: u32, capacity: u64) -> Sim {
+    let mut sim = local();
+    sim.add_server("mlserver", count, capacity, &["sklearn", "xgboost"]);
+    sim
+}
+
+#[test]
+fn a_model_is_loaded_routed_acknowledged_and_forgotten() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    assert_eq!(sim.state_of("iris"), ModelProgressing);
+    assert!(sim.route("iris").is_empty());
+    assert!(sim.work(&agent("mlserver", 0), true));
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    assert_eq!(
+        sim.state_of("iris"),
+        ModelProgressing,
+        "loaded is not yet available"
+    );
+    sim.acknowledge();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    sim.unload("iris");
+    assert!(sim.route("iris").is_empty());
+    assert!(
+        !sim.work(&agent("mlserver", 0), true),
+        "unloaded before the Envoy let go"
+    );
+    assert_eq!(sim.state_of("iris"), ModelTerminating);
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelTerminated);
+    assert!(sim.models_stored.is_empty() && sim.agents[&agent("mlserver", 0)].models.is_empty());
+    let again = sim.step(Event::UnloadModel {
+        name: "iris".into(),
+        kubernetes_meta: None,
+    });
+    assert!(matches!(again, Err(Refusal::Precondition(text)) if text.contains("iris")));
+    sim.load(model("iris", 1));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+}
+
+#[test]
+fn names_and_requests_are_checked() {
+    let mut sim = with_server(1, 1000);
+    for bad in ["", "Iris", "-iris", "iris-", "iris_1", "i/ris"] {
+        let reply = sim.step(Event::LoadModel(Box::new(model(bad, 1))));
+        assert!(matches!(reply, Err(Refusal::Precondition(_))), "{bad}");
+    }
+    assert!(matches!(
+        sim.step(Event::LoadModel(Box::default())),
+        Err(Refusal::Invalid(_))
+    ));
+    let unknown = sim.step(Event::UnloadModel {
+        name: "nobody".into(),
+        kubernetes_meta: None,
+    });
+    assert!(matches!(unknown, Err(Refusal::Precondition(text)) if text.contains("nobody")));
+}
+
+#[test]
+fn schedule_failures_name_the_rule_and_end_when_the_world_changes() {
+    let mut sim = local();
+    let check = |sim: &Sim, name: &str, text: &str| {
+        let (state, reason) = sim.status(name);
+        assert_eq!((state, reason.as_str()), (ScheduleFailed, text));
+    };
+    sim.load(model("iris", 1));
+    check(&sim, "iris", "no server is connected");
+    sim.add_server("mlserver", 1, 100, &["sklearn"]);
+    sim.unload("iris");
+    sim.settle();
+    let mut needy = model("needy", 1);
+    spec(&mut needy).requirements = vec![" lightgbm ".into()];
+    sim.load(needy);
+    check(
+        &sim,
+        "needy",
+        "server mlserver: requirement lightgbm not among capabilities sklearn",
+    );
+    let mut big = model("big", 1);
+    spec(&mut big).memory_bytes = Some(500);
+    sim.load(big);
+    check(
+        &sim,
+        "big",
+        "server mlserver: needs 500 bytes, replica 0 has 100 free",
+    );
+    let mut pinned = model("pinned", 1);
+    spec(&mut pinned).server = Some("triton".into());
+    sim.load(pinned);
+    check(
+        &sim,
+        "pinned",
+        "server triton, which the model asks for, is not there",
+    );
+    let mut explainer = model("explainer", 1);
+    spec(&mut explainer).model_spec = Some(Special::Explainer(ExplainerSpec::default()));
+    sim.load(explainer);
+    check(
+        &sim,
+        "explainer",
+        "server mlserver: replica 0 lacks capability alibi-explain",
+    );
+    sim.load(model("two", 2));
+    check(
+        &sim,
+        "two",
+        "server mlserver: 2 replicas wanted, 1 suitable",
+    );
+    sim.add_agent("mlserver", 1, 1000, &["sklearn", "lightgbm"]);
+    sim.connect(&agent("mlserver", 1));
+    sim.settle();
+    assert_eq!(sim.state_of("two"), ModelAvailable);
+    assert_eq!(sim.state_of("big"), ModelAvailable);
+    let explained = sim.state.explain("two").unwrap();
+    assert!(
+        explained.servers[0].chosen
+            && explained.servers[0]
+                .replicas
+                .iter()
+                .all(|replica| replica.chosen)
+    );
+}
+
+#[test]
+fn a_model_that_goes_makes_room_for_one_that_waits() {
+    let mut sim = with_server(1, 100);
+    sim.load(model("first", 1));
+    sim.load(model("second", 1));
+    sim.settle();
+    assert_eq!(sim.state_of("second"), ScheduleFailed);
+    sim.unload("first");
+    sim.settle();
+    assert_eq!(sim.state_of("second"), ModelAvailable);
+}
+
+#[test]
+fn capabilities_are_those_common_to_the_replicas() {
+    let mut sim = local();
+    sim.add_server("mlserver", 1, 1000, &["sklearn", "xgboost"]);
+    sim.add_agent("mlserver", 1, 1000, &["sklearn"]);
+    sim.connect(&agent("mlserver", 1));
+    let mut wanted = model("iris", 1);
+    spec(&mut wanted).requirements = vec!["xgboost".into()];
+    sim.load(wanted);
+    assert!(
+        sim.status("iris")
+            .1
+            .contains("requirement xgboost not among capabilities sklearn")
+    );
+}
+
+#[test]
+fn a_pinned_model_never_tries_another_server_but_a_requirement_does() {
+    let mut sim = local();
+    sim.add_server("a", 1, 100, &["sklearn"]);
+    sim.add_server("b", 1, 1000, &["sklearn"]);
+    let mut pinned = model("pinned", 1);
+    (spec(&mut pinned).server, spec(&mut pinned).memory_bytes) = (Some("a".into()), Some(500));
+    sim.load(pinned.clone());
+    assert_eq!(
+        sim.status("pinned"),
+        (
+            ScheduleFailed,
+            "server a: needs 500 bytes, replica 0 has 100 free".into()
+        )
+    );
+    let mut free = model("free", 1);
+    spec(&mut free).memory_bytes = Some(500);
+    sim.load(free);
+    sim.settle();
+    assert_eq!(sim.route("free"), ["1@b[0]*1"]);
+}
+
+#[test]
+fn partial_scheduling_needs_min_replicas() {
+    let mut sim = with_server(2, 1000);
+    let mut partial = model("partial", 3);
+    partial.deployment_spec.as_mut().unwrap().min_replicas = 1;
+    sim.load(partial);
+    sim.load(model("whole", 3));
+    sim.settle();
+    assert_eq!(sim.state_of("partial"), ModelAvailable);
+    assert_eq!(sim.route("partial"), ["1@mlserver[0,1]*2"]);
+    assert_eq!(sim.state_of("whole"), ScheduleFailed);
+    assert!(sim.route("whole").is_empty());
+}
+
+#[test]
+fn loaded_replicas_serve_on_when_more_cannot_be_placed() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    sim.load(model("iris", 3));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ScheduleFailed);
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    sim.add_agent("mlserver", 2, 1000, &["sklearn"]);
+    sim.connect(&agent("mlserver", 2));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[0,1,2]*3"]);
+    sim.load(model("iris", 1));
+    sim.settle();
+    assert_eq!(sim.route("iris").len(), 1);
+    assert_eq!(
+        sim.agents
+            .values()
+            .map(|agent| agent.models.len())
+            .sum::<usize>(),
+        1
+    );
+    sim.load(model("iris", 0));
+    sim.settle();
+    assert_eq!(
+        (sim.state_of("iris"), sim.route("iris").len()),
+        (ModelScaledDown, 0)
+    );
+}
+
+#[test]
+fn a_new_version_takes_over_in_proportion_and_the_old_one_goes_last() {
+    let mut sim = with_server(3, 1000);
+    sim.load(model("iris", 3));
+    sim.settle();
+    let mut second = model("iris", 3);
+    spec(&mut second).uri = "gs://models/two".into();
+    sim.load(second);
+    sim.work(&agent("mlserver", 0), true);
+    assert_eq!(
+        sim.route("iris"),
+        ["1@mlserver[0,1,2]*3", "2@mlserver[0]*1"]
+    );
+    sim.acknowledge();
+    assert_eq!(
+        sim.state_of("iris"),
+        ModelAvailable,
+        "one of the new is available, and the old ones are"
+    );
+    sim.work(&agent("mlserver", 1), true);
+    sim.work(&agent("mlserver", 2), true);
+    assert_eq!(sim.route("iris"), ["2@mlserver[0,1,2]*3"]);
+    assert!(
+        sim.agents
+            .values()
+            .all(|agent| agent.models.len() == 2 && agent.inbox.is_empty())
+    );
+    sim.acknowledge();
+    sim.settle();
+    assert!(sim.agents.values().all(|agent| agent.models.len() == 1));
+    assert!(matches!(
+        &sim.models_stored["iris"],
+        Record::Model { version: 2, .. }
+    ));
+}
+
+#[test]
+fn what_is_not_the_artefact_changes_in_place() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    let stored = sim.models_stored.clone();
+    sim.effects.clear();
+    sim.load(model("iris", 1));
+    assert!(
+        sim.effects.is_empty() && stored == sim.models_stored,
+        "equal is nothing to do"
+    );
+    let mut changed = model("iris", 1);
+    changed.dataflow_spec = Some(DataflowSpec {
+        clean_topics_on_delete: true,
+    });
+    changed.meta.as_mut().unwrap().kubernetes_meta = Some(KubernetesMeta {
+        namespace: "seldon".into(),
+        generation: 7,
+    });
+    changed.deployment_spec.as_mut().unwrap().log_payloads = true;
+    sim.load(changed.clone());
+    assert!(
+        matches!(&sim.models_stored["iris"], Record::Model { version: 1, spec, .. } if **spec == changed)
+    );
+    assert!(sim.state.route("iris").unwrap().log_payloads);
+    let status = sim
+        .state
+        .model_status("iris", false, Default::default())
+        .unwrap();
+    assert_eq!(
+        status.versions[0]
+            .kubernetes_meta
+            .as_ref()
+            .unwrap()
+            .generation,
+        7
+    );
+    let mut generation = model("other", 1);
+    generation.meta.as_mut().unwrap().kubernetes_meta = Some(KubernetesMeta {
+        namespace: String::new(),
+        generation: 4,
+    });
+    sim.load(generation);
+    sim.settle();
+    assert_eq!(sim.route("other"), ["4@mlserver[0]*1"]);
+}
+
+#[test]
+fn memory_counts_instances_once_they_are_known() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    let workers = MlServerModelSettings {
+        parallel_workers: 4,
+    };
+    sim.step(Event::AgentReported(Box::new(ModelEventMessage {
+        server_name: "mlserver".into(),
+        model_name: "iris".into(),
+        model_version: 1,
+        event: Report::Loaded.into(),
+        runtime_info: Some(ModelRuntimeInfo {
+            model_runtime_info: Some(Runtime::Mlserver(workers)),
+        }),
+        ..ModelEventMessage::default()
+    })))
+    .unwrap();
+    let status = sim.state.server_status("mlserver").unwrap();
+    assert_eq!(status.resources[0].available_memory_bytes, 600);
+    assert_eq!(
+        (
+            status.expected_replicas,
+            status.available_replicas,
+            status.num_loaded_model_replicas
+        ),
+        (-1, 1, 1)
+    );
+}
+
+#[test]
+fn failures_are_shown_retried_after_a_while_and_not_for_ever() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    let mut attempts = 0;
+    for _ in 0..50 {
+        while sim.work(&agent("mlserver", 0), false) {
+            attempts += 1;
+            assert_eq!(
+                sim.status("iris"),
+                (ModelFailed, "the artefact is broken".into())
+            );
+        }
+        sim.advance(Duration::from_secs(60));
+    }
+    assert_eq!(attempts, sim.config.retry_limit);
+    sim.add_agent("mlserver", 1, 1000, &["sklearn"]);
+    sim.connect(&agent("mlserver", 1));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    let odd = sim.step(Event::AgentReported(Box::new(ModelEventMessage {
+        server_name: "mlserver".into(),
+        replica_idx: 9,
+        model_name: "iris".into(),
+        model_version: 1,
+        event: Report::LoadFailed.into(),
+        ..ModelEventMessage::default()
+    })));
+    assert!(matches!(odd, Err(Refusal::Mismatch(text)) if text.contains("iris:1")));
+}
+
+#[test]
+fn a_lost_stream_is_not_a_lost_replica() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    sim.disconnect(&agent("mlserver", 0));
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    // Back in time: nothing moved.
+    sim.advance(Duration::from_secs(2));
+    sim.connect(&agent("mlserver", 0));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    assert!(sim.agents[&agent("mlserver", 1)].models.is_empty());
+    // Not back: the replacement comes first.
+    sim.disconnect(&agent("mlserver", 0));
+    sim.advance(Duration::from_secs(10));
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
+    // The last one stays for ever.
+    sim.disconnect(&agent("mlserver", 1));
+    sim.advance(Duration::from_secs(3600));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
+    // What came back is one too many.
+    sim.connect(&agent("mlserver", 0));
+    sim.connect(&agent("mlserver", 1));
+    sim.settle();
+    assert_eq!(
+        sim.agents
+            .values()
+            .map(|agent| agent.models.len())
+            .sum::<usize>(),
+        1
+    );
+}
+
+#[test]
+fn a_drain_is_answered_when_models_have_moved() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    sim.step(Event::DrainRequested {
+        agent: agent("mlserver", 0),
+        token: 5,
+    })
+    .unwrap();
+    assert_eq!(
+        sim.route("iris"),
+        ["1@mlserver[0]*1"],
+        "it drains, but nothing else answers"
+    );
+    sim.work(&agent("mlserver", 1), true);
+    assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
+    assert!(sim.drained.is_empty());
+    sim.settle();
+    assert_eq!(sim.drained, [5]);
+    // Nowhere to go: answered at once, and still routed.
+    sim.step(Event::DrainRequested {
+        agent: agent("mlserver", 1),
+        token: 6,
+    })
+    .unwrap();
+    assert_eq!(sim.drained, [5, 6]);
+    assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
+    assert!(
+        sim.step(Event::DrainRequested {
+            agent: agent("other", 0),
+            token: 7
+        })
+        .is_err()
+    );
+}
+
+#[test]
+fn scaling_a_server_down_moves_models_first() {
+    let mut sim = with_server(2, 1000);
+    sim.add_server("other", 1, 1000, &["sklearn"]);
+    sim.load(model("one", 1));
+    sim.load(model("two", 2));
+    sim.settle();
+    sim.notify("mlserver", 1, false);
+    sim.settle();
+    assert_eq!(sim.route("two"), ["1@mlserver[0]*1"]);
+    assert_eq!(sim.state_of("two"), ScheduleFailed);
+    sim.notify("mlserver", 0, false);
+    sim.settle();
+    assert_eq!(
+        sim.route("one"),
+        ["2@other[0]*1"],
+        "another server, another version"
+    );
+    assert!(matches!(
+        &sim.models_stored["one"],
+        Record::Model { version: 2, .. }
+    ));
+    assert_eq!(
+        sim.state
+            .server_status("mlserver")
+            .unwrap()
+            .available_replicas,
+        0
+    );
+    sim.disconnect(&agent("mlserver", 0));
+    sim.disconnect(&agent("mlserver", 1));
+    sim.settle();
+    assert!(
+        sim.state.server_status("mlserver").is_none()
+            && !sim.servers_stored.contains_key("mlserver")
+    );
+}
+
+#[test]
+fn nothing_shrinks_before_the_servers_are_back() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 2));
+    sim.load(model("gone", 1));
+    sim.settle();
+    sim.step(Event::UnloadModel {
+        name: "gone".into(),
+        kubernetes_meta: None,
+    })
+    .unwrap();
+    sim.restart();
+    assert!(!sim.state.synchronised());
+    let (state, reason) = sim.status("iris");
+    assert_eq!(
+        (state, reason.as_str()),
+        (
+            ModelProgressing,
+            "waiting for servers to come back: 0 of 2 replicas of server mlserver"
+        )
+    );
+    sim.connect(&agent("mlserver", 0));
+    assert!(!sim.state.synchronised() && sim.route("iris") == ["1@mlserver[0]*1"]);
+    assert!(sim.agents.values().all(|agent| agent.inbox.is_empty()));
+    sim.connect(&agent("mlserver", 1));
+    assert!(sim.state.synchronised() && sim.route("iris") == ["1@mlserver[0,1]*2"]);
+    assert!(
+        sim.agents.values().all(|agent| agent.inbox.is_empty()),
+        "unloaded before the Envoy let go"
+    );
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    assert_eq!(
+        sim.state_of("gone"),
+        ModelTerminated,
+        "a deleted model is not revived by an agent"
+    );
+    sim.advance(Duration::from_secs(7200));
+    assert!(
+        !sim.models_stored.contains_key("gone")
+            && sim
+                .state
+                .model_status("gone", true, Default::default())
+                .is_none()
+    );
+    assert!(sim.agents.values().all(|agent| agent.models.len() == 1));
+}
+
+#[test]
+fn synchronisation_ends_as_documented() {
+    assert!({
+        let mut sim = local();
+        sim.step(Event::Restored(Vec::new())).unwrap();
+        sim.state.synchronised()
+    });
+    let first = Config::new(Synchronisation::FirstServers {
+        timeout: Duration::from_secs(600),
+    });
+    let mut sim = Sim::new(first.clone());
+    sim.step(Event::Restored(Vec::new())).unwrap();
+    sim.add_server("mlserver", 1, 1000, &["sklearn"]);
+    sim.load(model("iris", 1));
+    assert!(!sim.state.synchronised() && sim.agents[&agent("mlserver", 0)].inbox.is_empty());
+    sim.notify("mlserver", 2, true);
+    assert!(!sim.state.synchronised());
+    sim.add_agent("mlserver", 1, 1000, &["sklearn"]);
+    sim.connect(&agent("mlserver", 1));
+    assert!(sim.state.synchronised());
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    let mut sim = Sim::new(first);
+    sim.step(Event::Restored(Vec::new())).unwrap();
+    sim.advance(Duration::from_secs(600));
+    assert!(sim.state.synchronised());
+}
+
+#[test]
+fn agents_bring_back_what_no_store_knows() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 2));
+    sim.settle();
+    (sim.models_stored, sim.servers_stored) = Default::default();
+    sim.restart();
+    sim.connect(&agent("mlserver", 0));
+    sim.connect(&agent("mlserver", 1));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[0,1]*2"]);
+    assert!(sim.models_stored.contains_key("iris"));
+}
+
+#[test]
+fn a_refused_route_makes_the_model_fail_until_it_is_taken() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    sim.work(&agent("mlserver", 0), true);
+    let refuse = |reason: Option<&str>| Event::RouteRejected {
+        model: "iris".into(),
+        reason: reason.map(Into::into),
+    };
+    sim.step(refuse(Some("bad cluster"))).unwrap();
+    assert_eq!(sim.status("iris"), (ModelFailed, "bad cluster".into()));
+    sim.step(refuse(None)).unwrap();
+    sim.acknowledge();
+    assert_eq!(sim.state_of("iris"), ModelState::ModelAvailable);
+    assert!(
+        sim.effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::ModelChanged(name) if &**name == "iris"))
+    );
+}

@@ -1,0 +1,439 @@
+//! A world to put the rules into: agents, an Envoy that lags, a store. Everything is a plain value.
+#![allow(dead_code)]
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use seldon_core::{
+    AgentKey, Config, Effect, Event, Now, Record, Route, State, StreamId, invariants,
+};
+use seldon_proto::{
+    agent::{
+        AgentSubscribeRequest, ModelEventMessage, ModelOperationMessage, ModelVersion,
+        ReplicaConfig, model_event_message::Event as Report, model_operation_message::Operation,
+    },
+    scheduler::{
+        DeploymentSpec, MetaData, Model, ModelSpec, ServerNotify, model_status::ModelState,
+    },
+};
+
+pub fn model(name: &str, replicas: u32) -> Model {
+    Model {
+        meta: Some(MetaData {
+            name: name.into(),
+            ..MetaData::default()
+        }),
+        model_spec: Some(ModelSpec {
+            uri: "gs://models/one".into(),
+            requirements: vec!["sklearn".into()],
+            memory_bytes: Some(100),
+            ..ModelSpec::default()
+        }),
+        deployment_spec: Some(DeploymentSpec {
+            replicas,
+            ..DeploymentSpec::default()
+        }),
+        ..Model::default()
+    }
+}
+
+pub fn spec(model: &mut Model) -> &mut ModelSpec {
+    model.model_spec.as_mut().unwrap()
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Agent {
+    pub stream: Option<StreamId>,
+    pub capacity: u64,
+    pub capabilities: Vec<String>,
+    pub models: BTreeMap<(String, u32), Model>,
+    pub inbox: VecDeque<ModelOperationMessage>,
+}
+
+pub struct Sim {
+    pub state: State,
+    pub config: Config,
+    pub now: Duration,
+    pub agents: BTreeMap<AgentKey, Agent>,
+    pub models_stored: BTreeMap<Arc<str>, Record>,
+    pub servers_stored: BTreeMap<Arc<str>, Record>,
+    /// What the Envoy routes by.
+    pub envoy: BTreeMap<Arc<str>, Route>,
+    pub drained: Vec<u64>,
+    pub effects: Vec<Effect>,
+    pub streams: StreamId,
+    /// Check all invariants after each step; costs time that grows with the world.
+    pub strict: bool,
+}
+
+pub fn agent(server: &str, replica: u32) -> AgentKey {
+    AgentKey {
+        server: server.into(),
+        replica,
+    }
+}
+
+impl Sim {
+    pub fn new(config: Config) -> Sim {
+        Sim {
+            state: State::new(config.clone(), Now::default()),
+            config,
+            now: Duration::ZERO,
+            agents: BTreeMap::new(),
+            models_stored: BTreeMap::new(),
+            servers_stored: BTreeMap::new(),
+            envoy: BTreeMap::new(),
+            drained: Vec::new(),
+            effects: Vec::new(),
+            streams: 0,
+            strict: true,
+        }
+    }
+
+    pub fn add_agent(&mut self, server: &str, replica: u32, capacity: u64, capabilities: &[&str]) {
+        let capabilities = capabilities.iter().map(|word| (*word).to_owned()).collect();
+        self.agents.insert(
+            agent(server, replica),
+            Agent {
+                capacity,
+                capabilities,
+                ..Agent::default()
+            },
+        );
+    }
+
+    /// `count` replicas of a server, connected.
+    pub fn add_server(&mut self, server: &str, count: u32, capacity: u64, capabilities: &[&str]) {
+        for replica in 0..count {
+            self.add_agent(server, replica, capacity, capabilities);
+            self.connect(&agent(server, replica));
+        }
+    }
+
+    pub fn step(&mut self, event: Event) -> Result<(), seldon_core::Refusal> {
+        let text = if self.strict {
+            format!("{event:?}")
+        } else {
+            String::new()
+        };
+        let before = self.state.generation();
+        let outcome = self.state.step(
+            event,
+            Now {
+                monotonic: self.now,
+                wall: self.now,
+            },
+        );
+        let mut grown = 0;
+        for effect in outcome.effects {
+            match &effect {
+                Effect::Persist(record @ Record::Model { name, .. }) => {
+                    self.models_stored.insert(name.clone(), record.clone());
+                }
+                Effect::Persist(record @ Record::Server { name, .. }) => {
+                    self.servers_stored.insert(name.clone(), record.clone());
+                }
+                Effect::ForgetModel(name) => {
+                    self.models_stored.remove(name);
+                }
+                Effect::ForgetServer(name) => {
+                    self.servers_stored.remove(name);
+                }
+                Effect::Send {
+                    agent,
+                    stream,
+                    message,
+                } => {
+                    if let Some(known) = self
+                        .agents
+                        .get_mut(agent)
+                        .filter(|known| known.stream == Some(*stream))
+                    {
+                        known.inbox.push_back((**message).clone());
+                    }
+                }
+                Effect::RouteChanged(_) | Effect::EndpointsChanged(_) => grown += 1,
+                Effect::Drained { token } => self.drained.push(*token),
+                Effect::ModelChanged(_) | Effect::ServerChanged(_) => {}
+            }
+            if self.strict {
+                self.effects.push(effect);
+            }
+        }
+        if self.strict {
+            if let Err(broken) = invariants::check(&self.state) {
+                panic!("{broken}\nafter {text}");
+            }
+            assert_eq!(
+                self.state.generation() - before,
+                grown,
+                "generations after {text}"
+            );
+        }
+        outcome.reply
+    }
+
+    pub fn load(&mut self, model: Model) {
+        self.step(Event::LoadModel(Box::new(model))).unwrap();
+    }
+
+    pub fn unload(&mut self, name: &str) {
+        self.step(Event::UnloadModel {
+            name: name.into(),
+            kubernetes_meta: None,
+        })
+        .unwrap();
+    }
+
+    pub fn notify(&mut self, name: &str, expected_replicas: u32, first_sync: bool) {
+        let servers = vec![ServerNotify {
+            name: name.into(),
+            expected_replicas,
+            ..ServerNotify::default()
+        }];
+        self.step(Event::ServerNotify {
+            servers,
+            first_sync,
+        })
+        .unwrap();
+    }
+
+    pub fn connect(&mut self, key: &AgentKey) {
+        self.streams += 1;
+        let agent = self.agents.get_mut(key).unwrap();
+        agent.stream = Some(self.streams);
+        agent.inbox.clear();
+        let used: u64 = agent.models.values().map(bytes).sum();
+        let subscription = AgentSubscribeRequest {
+            server_name: key.server.to_string(),
+            shared: true,
+            replica_idx: key.replica,
+            replica_config: Some(ReplicaConfig {
+                inference_svc: format!("{}-{}", key.server, key.replica),
+                inference_http_port: 9999,
+                inference_grpc_port: 9999,
+                memory_bytes: agent.capacity,
+                capabilities: agent.capabilities.clone(),
+                over_commit_percentage: 0,
+            }),
+            loaded_models: agent
+                .models
+                .iter()
+                .map(|((_, version), model)| ModelVersion {
+                    model: Some(model.clone()),
+                    version: *version,
+                })
+                .collect(),
+            available_memory_bytes: agent.capacity.saturating_sub(used),
+        };
+        let stream = self.streams;
+        self.step(Event::AgentConnected {
+            stream,
+            subscription: Box::new(subscription),
+        })
+        .unwrap();
+    }
+
+    pub fn disconnect(&mut self, key: &AgentKey) {
+        let known = self.agents.get_mut(key).unwrap();
+        known.inbox.clear();
+        if let Some(stream) = known.stream.take() {
+            self.step(Event::AgentDisconnected {
+                agent: key.clone(),
+                stream,
+            })
+            .unwrap();
+        }
+    }
+
+    /// Lets an agent act on its oldest message; whether there was one.
+    pub fn work(&mut self, key: &AgentKey, succeed: bool) -> bool {
+        let agent = self.agents.get_mut(key).unwrap();
+        let Some(message) = agent.inbox.pop_front() else {
+            return false;
+        };
+        let version = message.model_version.clone().unwrap();
+        let model = version.model.unwrap();
+        let name = model.meta.clone().unwrap().name;
+        let entry = (name.clone(), version.version);
+        let event = match (message.operation(), succeed) {
+            (Operation::LoadModel, true) => {
+                agent.models.insert(entry, model);
+                let used: u64 = agent.models.values().map(bytes).sum();
+                assert!(
+                    used <= agent.capacity,
+                    "{key:?} is asked to hold {used} of {} bytes",
+                    agent.capacity
+                );
+                Report::Loaded
+            }
+            (Operation::LoadModel, false) => Report::LoadFailed,
+            (_, true) => {
+                let routed = self
+                    .envoy
+                    .get(name.as_str())
+                    .into_iter()
+                    .flat_map(|route| &route.splits)
+                    .any(|split| {
+                        split.version == version.version
+                            && split.replicas.server == key.server
+                            && split.replicas.replicas.contains(&key.replica)
+                    });
+                assert!(
+                    !routed,
+                    "{name}:{} is unloaded from {key:?} while the Envoy uses it",
+                    version.version
+                );
+                agent.models.remove(&entry);
+                Report::Unloaded
+            }
+            (_, false) => Report::UnloadFailed,
+        };
+        self.report(key, &name, version.version, event);
+        true
+    }
+
+    pub fn report(&mut self, key: &AgentKey, model: &str, version: u32, event: Report) {
+        let message = if matches!(event, Report::LoadFailed) {
+            "the artefact is broken"
+        } else {
+            ""
+        };
+        // What the scheduler answers is for the agent's log.
+        let _ = self.step(Event::AgentReported(Box::new(ModelEventMessage {
+            server_name: key.server.to_string(),
+            replica_idx: key.replica,
+            model_name: model.into(),
+            model_version: version,
+            event: event.into(),
+            message: message.into(),
+            ..ModelEventMessage::default()
+        })));
+    }
+
+    /// The Envoy takes the newest world.
+    pub fn acknowledge(&mut self) {
+        let generation = self.state.generation();
+        if self.state.synchronised() {
+            self.envoy = self
+                .state
+                .routes()
+                .map(|route| (route.model.clone(), route))
+                .collect();
+            self.step(Event::RoutesAcknowledged {
+                serving: generation,
+                released: generation,
+            })
+            .unwrap();
+        }
+    }
+
+    pub fn advance(&mut self, span: Duration) {
+        let end = self.now + span;
+        while let Some(deadline) = self
+            .state
+            .next_deadline()
+            .filter(|deadline| *deadline <= end)
+        {
+            self.now = self.now.max(deadline);
+            self.step(Event::Tick).unwrap();
+        }
+        self.now = end;
+    }
+
+    /// The scheduler is killed and starts again; nobody has connected yet.
+    pub fn restart(&mut self) {
+        for agent in self.agents.values_mut() {
+            agent.stream = None;
+            agent.inbox.clear();
+        }
+        self.state = State::new(
+            self.config.clone(),
+            Now {
+                monotonic: self.now,
+                wall: self.now,
+            },
+        );
+        let records = self
+            .models_stored
+            .values()
+            .chain(self.servers_stored.values())
+            .cloned()
+            .collect();
+        self.step(Event::Restored(records)).unwrap();
+    }
+
+    /// Everybody does what is asked until nothing is left to do.
+    pub fn settle(&mut self) {
+        let keys: Vec<AgentKey> = self.agents.keys().cloned().collect();
+        for _ in 0..200 {
+            let generation = self.state.generation();
+            let mut busy = false;
+            for key in &keys {
+                while self.work(key, true) {
+                    busy = true;
+                }
+            }
+            self.acknowledge();
+            if self
+                .state
+                .next_deadline()
+                .is_some_and(|deadline| deadline <= self.now)
+            {
+                self.step(Event::Tick).unwrap();
+                busy = true;
+            }
+            let inboxes = self.agents.values().any(|agent| !agent.inbox.is_empty());
+            if !busy && !inboxes && generation == self.state.generation() {
+                return;
+            }
+        }
+        panic!("the world does not come to rest");
+    }
+
+    pub fn status(&self, name: &str) -> (ModelState, String) {
+        let status = self
+            .state
+            .model_status(name, false, Now::default())
+            .unwrap();
+        let state = status.versions[0].state.clone().unwrap();
+        (state.state(), state.reason)
+    }
+
+    pub fn state_of(&self, name: &str) -> ModelState {
+        self.status(name).0
+    }
+
+    /// The route as `version@server[replicas]*weight`.
+    pub fn route(&self, name: &str) -> Vec<String> {
+        let splits = self
+            .state
+            .route(name)
+            .map(|route| route.splits)
+            .unwrap_or_default();
+        splits
+            .iter()
+            .map(|split| {
+                let replicas: Vec<String> =
+                    split.replicas.replicas.iter().map(u32::to_string).collect();
+                format!(
+                    "{}@{}[{}]*{}",
+                    split.version,
+                    split.replicas.server,
+                    replicas.join(","),
+                    split.weight
+                )
+            })
+            .collect()
+    }
+}
+
+pub fn bytes(model: &Model) -> u64 {
+    model
+        .model_spec
+        .as_ref()
+        .and_then(|spec| spec.memory_bytes)
+        .unwrap_or(0)
+}
