@@ -7,8 +7,7 @@ use envoy_types::pb::envoy::{
     },
     extensions::{
         filters::{
-            http::wasm::v3::Wasm,
-            network::http_connection_manager::v3::HttpConnectionManager,
+            http::wasm::v3::Wasm, network::http_connection_manager::v3::HttpConnectionManager,
         },
         wasm::v3::plugin_config::Vm,
     },
@@ -23,7 +22,7 @@ use super::{
     wire::any,
 };
 
-/// Reads `{"seldon": {"data_port": …, "filter_module": …}}` of a node's metadata.
+/// Reads `{"seldon": {"data_port": …, "filter_module": …}}` of a node's metadata. An empty module means none.
 #[derive(Clone, Debug)]
 pub struct ByMetadata {
     /// Whether an Envoy that names no module of its own has one.
@@ -33,14 +32,15 @@ pub struct ByMetadata {
 impl Tailor for ByMetadata {
     fn tailor(&self, node: &Node, type_url: &str, name: &str, body: &Bytes) -> Option<Bytes> {
         let ours = &node.metadata["seldon"];
-        let module = ours["filter_module"].as_str().filter(|path| !path.is_empty());
+        let named = ours["filter_module"].as_str();
+        let module = named.filter(|path| !path.is_empty());
         match (type_url, name) {
             (types::LISTENER, LISTENER) => {
                 let port = ours["data_port"]
                     .as_f64() // protobuf's Struct knows no integers
                     .filter(|port| (1.0..=65535.0).contains(port))
                     .map(|port| port as u16);
-                let without_filter = module.is_none() && !self.default_module;
+                let without_filter = module.is_none() && (named.is_some() || !self.default_module);
                 listener(body, port, without_filter)
             }
             (types::EXTENSION, FILTER) => extension(body, module?),
@@ -64,7 +64,10 @@ fn listener(body: &Bytes, port: Option<u16>, without_filter: bool) -> Option<Byt
 }
 
 fn drop_filter(listener: &mut Listener) -> Option<()> {
-    let filters = listener.filter_chains.iter_mut().flat_map(|c| &mut c.filters);
+    let filters = listener
+        .filter_chains
+        .iter_mut()
+        .flat_map(|c| &mut c.filters);
     for network_filter in filters.filter(|f| f.name == HCM) {
         let Some(ConfigType::TypedConfig(config)) = &mut network_filter.config_type else {
             continue;
