@@ -250,6 +250,11 @@ fn put(name: &Arc<str>, version: &mut Version, index: u32, state: ReplicaState, 
     let at = world.add_replica(name, version, index);
     world.set_state(version, at, state, None);
     version.replicas[at].routed = true;
+    // It is there, whether there was room for it or not.
+    if let Some(server) = version.server.clone() {
+        let host = replica_of(world, &server, index);
+        host.excess = host.booked.saturating_sub(host.capacity);
+    }
 }
 
 pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<(), Refusal> {
