@@ -3,7 +3,9 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use seldon_grpc::agent_debug::agent_debug_service_server::{AgentDebugService, AgentDebugServiceServer};
+use seldon_grpc::agent_debug::agent_debug_service_server::{
+    AgentDebugService, AgentDebugServiceServer,
+};
 use seldon_proto::agent_debug::{ReplicaStatusRequest, ReplicaStatusResponse};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -20,9 +22,18 @@ struct Shared {
 }
 
 /// Serves `GET /ready`: 200, or 503 with the reason.
-pub async fn readiness(listener: TcpListener, control: Control, registry: Registry, stop: CancellationToken) -> std::io::Result<()> {
-    let app = Router::new().route("/ready", get(ready)).with_state(Shared { control, registry });
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+pub async fn readiness(
+    listener: TcpListener,
+    control: Control,
+    registry: Registry,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let app = Router::new()
+        .route("/ready", get(ready))
+        .with_state(Shared { control, registry });
+    axum::serve(listener, app)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
@@ -38,21 +49,36 @@ async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 }
 
 /// Serves `GET /terminate`: the first call drains this replica, every call waits until it is drained.
-pub async fn drainer(listener: TcpListener, control: Control, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn drainer(
+    listener: TcpListener,
+    control: Control,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let terminate = |State(control): State<Control>| async move {
         // A caller that gives up must not end the drain.
         let drained = tokio::spawn(async move { control.drain().await }).await;
-        if drained.unwrap_or(false) { "drained\n" } else { "not drained: the scheduler could not be asked\n" }
+        if drained.unwrap_or(false) {
+            "drained\n"
+        } else {
+            "not drained: the scheduler could not be asked\n"
+        }
     };
-    let app = Router::new().route("/terminate", get(terminate)).with_state(control);
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+    let app = Router::new()
+        .route("/terminate", get(terminate))
+        .with_state(control);
+    axum::serve(listener, app)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 struct Debug(Registry);
 
 #[tonic::async_trait]
 impl AgentDebugService for Debug {
-    async fn replica_status(&self, _: Request<ReplicaStatusRequest>) -> Result<Response<ReplicaStatusResponse>, Status> {
+    async fn replica_status(
+        &self,
+        _: Request<ReplicaStatusRequest>,
+    ) -> Result<Response<ReplicaStatusResponse>, Status> {
         Ok(Response::new(ReplicaStatusResponse {
             available_memory_bytes: self.0.available(),
             models: self.0.debug(),
@@ -61,7 +87,11 @@ impl AgentDebugService for Debug {
 }
 
 /// Serves the debug service, with reflection.
-pub async fn debug(listener: TcpListener, registry: Registry, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn debug(
+    listener: TcpListener,
+    registry: Registry,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(seldon_proto::DESCRIPTORS)
         .with_service_name("seldon.mlops.agent_debug.AgentDebugService")

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use crate::admin;
 use crate::artefact::{self, Artefacts, Endpoint, Own, Rclone, Remotes};
 use crate::config::Config;
 use crate::control::{Control, Identity};
@@ -19,7 +20,6 @@ use crate::models::{Memory, Parts, Registry, Times};
 use crate::options::Options;
 use crate::repository::{InferUri, Mlserver};
 use crate::server::{self, InferenceServer};
-use crate::admin;
 
 /// Every port of an agent, bound before anything starts.
 pub struct Listeners {
@@ -36,9 +36,9 @@ impl Listeners {
     pub async fn bind(options: &Options) -> anyhow::Result<Self> {
         let bind = async |port: u16, flag: &str| {
             let address = SocketAddr::new(options.agent_host, port);
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address}: choose another port with --{flag}"))
+            TcpListener::bind(address).await.with_context(|| {
+                format!("cannot listen on {address}: choose another port with --{flag}")
+            })
         };
         Ok(Self {
             rest: bind(options.reverse_proxy_http_port, "reverse-proxy-http-port").await?,
@@ -52,7 +52,12 @@ impl Listeners {
 }
 
 /// Runs an agent until `stop`; then drains it and ends what it started. `now` breaks the drain off.
-pub async fn run(options: Options, listeners: Listeners, stop: CancellationToken, now: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    options: Options,
+    listeners: Listeners,
+    stop: CancellationToken,
+    now: CancellationToken,
+) -> anyhow::Result<()> {
     let identity = options.identity(listeners.rest.local_addr()?.port())?;
     // Parts that must outlive the drain end with this one.
     let end = CancellationToken::new();
@@ -61,17 +66,27 @@ pub async fn run(options: Options, listeners: Listeners, stop: CancellationToken
     let remotes = Arc::new(Remotes::new(rclone));
     let mut families = Families::default();
     let metrics = Metrics::new(
-        &seldon_agent_proxy::Identity { server: identity.server_name.clone(), replica: identity.replica_idx },
+        &seldon_agent_proxy::Identity {
+            server: identity.server_name.clone(),
+            replica: identity.replica_idx,
+        },
         &mut families,
     );
     let (unasked, unasked_events) = tokio::sync::mpsc::unbounded_channel();
-    let inference = InferenceServer::new(&options.inference_host, options.inference_grpc_port, server_limits(&options))?;
+    let inference = InferenceServer::new(
+        &options.inference_host,
+        options.inference_grpc_port,
+        server_limits(&options),
+    )?;
     let registry = Registry::open(Parts {
         artefacts: Artefacts::open(remotes.clone(), fetch_settings(&options))?,
         repository: Arc::new(repository(&options)?),
         server: inference.clone(),
         metrics: metrics.clone(),
-        memory: Memory { total: options.memory_bytes, overcommit_percentage: options.over_commit_percentage },
+        memory: Memory {
+            total: options.memory_bytes,
+            overcommit_percentage: options.over_commit_percentage,
+        },
         times: times(&options),
         unasked,
     })?;
@@ -81,32 +96,66 @@ pub async fn run(options: Options, listeners: Listeners, stop: CancellationToken
     registry.on_departure(move |internal| leaving.forget(internal));
 
     let mut services = JoinSet::new();
-    let Listeners { rest, grpc, debug, metrics: metrics_listener, drainer, readiness } = listeners;
-    serve_admin(&mut services, &end, &control, &registry, debug, drainer, readiness);
+    let Listeners {
+        rest,
+        grpc,
+        debug,
+        metrics: metrics_listener,
+        drainer,
+        readiness,
+    } = listeners;
+    serve_admin(
+        &mut services,
+        &end,
+        &control,
+        &registry,
+        debug,
+        drainer,
+        readiness,
+    );
     let metrics_end = end.clone().cancelled_owned();
-    services.spawn(async move { Ok(seldon_telemetry::serve(metrics_listener, Arc::new(families), metrics_end).await?) });
+    services.spawn(async move {
+        Ok(seldon_telemetry::serve(metrics_listener, Arc::new(families), metrics_end).await?)
+    });
     let tls = proxy_tls()?;
     let proxies_end = CancellationToken::new();
     let mut proxies = JoinSet::new();
     for listener in [rest, grpc] {
-        let (proxy, tls, end) = (proxy.clone(), tls.as_ref().map(ServerTls::current), proxies_end.clone());
+        let (proxy, tls, end) = (
+            proxy.clone(),
+            tls.as_ref().map(ServerTls::current),
+            proxies_end.clone(),
+        );
         proxies.spawn(async move { proxy.serve(listener, tls, end).await });
     }
-    tracing::info!(server = identity.server_name, replica = identity.replica_idx, "agent started");
+    tracing::info!(
+        server = identity.server_name,
+        replica = identity.replica_idx,
+        "agent started"
+    );
 
-    let start_limit = Duration::from_secs(60 * options.max_elapsed_time_ready_sub_service_before_start_minutes);
+    let start_limit =
+        Duration::from_secs(60 * options.max_elapsed_time_ready_sub_service_before_start_minutes);
     tokio::select! {
         applied = tokio::time::timeout(start_limit, configure(&options, &remotes)) => {
             applied.with_context(|| format!("rclone was not ready within {start_limit:?}"))?;
         }
         () = stop.cancelled() => return Ok(()),
     }
-    let patience = Duration::from_secs(options.max_elapsed_time_ready_sub_service_after_start_seconds);
+    let patience =
+        Duration::from_secs(options.max_elapsed_time_ready_sub_service_after_start_seconds);
     let reset = proxy.clone();
     services.spawn({
         let (registry, end) = (registry.clone(), end.clone());
         async move {
-            server::watch(inference, registry, patience, move || reset.reset_in_flight(), end).await;
+            server::watch(
+                inference,
+                registry,
+                patience,
+                move || reset.reset_in_flight(),
+                end,
+            )
+            .await;
             Ok(())
         }
     });
@@ -120,7 +169,10 @@ pub async fn run(options: Options, listeners: Listeners, stop: CancellationToken
     });
     let mut up = registry.up();
     let never_started = async {
-        if tokio::time::timeout(start_limit, up.wait_for(|up| *up)).await.is_ok() {
+        if tokio::time::timeout(start_limit, up.wait_for(|up| *up))
+            .await
+            .is_ok()
+        {
             std::future::pending::<()>().await;
         }
     };
@@ -174,12 +226,22 @@ fn serve_admin(
 async fn rclone(options: &Options, end: &CancellationToken) -> anyhow::Result<Rclone> {
     if options.rclone_binary.is_none() && !options.rclone_host.is_empty() {
         let (host, port) = (options.rclone_host.clone(), options.rclone_port);
-        return Ok(Rclone::new(Endpoint { host, port, credentials: None }));
+        return Ok(Rclone::new(Endpoint {
+            host,
+            port,
+            credentials: None,
+        }));
     }
     let folder = options.agent_folder.join("rclone-process");
     let own = Own {
-        binary: options.rclone_binary.clone().unwrap_or_else(|| "rclone".into()),
-        config: options.rclone_config.clone().unwrap_or_else(|| folder.join("rclone.conf")),
+        binary: options
+            .rclone_binary
+            .clone()
+            .unwrap_or_else(|| "rclone".into()),
+        config: options
+            .rclone_config
+            .clone()
+            .unwrap_or_else(|| folder.join("rclone.conf")),
         folder,
     };
     artefact::start(own, end.clone()).await
@@ -202,7 +264,11 @@ async fn configure(options: &Options, remotes: &Remotes) {
 
 /// Follows the configuration file, which a mounted ConfigMap replaces by a link. The content is compared: every way
 /// of replacing a file is seen. An rclone of others that restarted is configured again, too.
-async fn follow_config(options: Options, remotes: Arc<Remotes>, end: CancellationToken) -> anyhow::Result<()> {
+async fn follow_config(
+    options: Options,
+    remotes: Arc<Remotes>,
+    end: CancellationToken,
+) -> anyhow::Result<()> {
     let mut failing = false;
     loop {
         tokio::select! {
@@ -210,7 +276,10 @@ async fn follow_config(options: Options, remotes: Arc<Remotes>, end: Cancellatio
             () = tokio::time::sleep(Duration::from_secs(5)) => {}
         }
         let applied = match Config::read(&options.config_path) {
-            Ok(config) => remotes.apply(&config.rclone).await.map_err(anyhow::Error::from),
+            Ok(config) => remotes
+                .apply(&config.rclone)
+                .await
+                .map_err(anyhow::Error::from),
             Err(error) => Err(error),
         };
         if let (Err(error), false) = (&applied, failing) {
@@ -222,8 +291,16 @@ async fn follow_config(options: Options, remotes: Arc<Remotes>, end: Cancellatio
 
 fn repository(options: &Options) -> anyhow::Result<Mlserver> {
     let tls = protocol("ENVOY")? == Protocol::Ssl;
-    let envoy = InferUri { host: options.envoy_host.clone(), port: options.envoy_port, tls };
-    Ok(Mlserver::open(options.agent_folder.join("models"), envoy, options.mlserver_parallel_workers.max(1))?)
+    let envoy = InferUri {
+        host: options.envoy_host.clone(),
+        port: options.envoy_port,
+        tls,
+    };
+    Ok(Mlserver::open(
+        options.agent_folder.join("models"),
+        envoy,
+        options.mlserver_parallel_workers.max(1),
+    )?)
 }
 
 fn fetch_settings(options: &Options) -> artefact::Settings {
@@ -233,7 +310,7 @@ fn fetch_settings(options: &Options) -> artefact::Settings {
         http_hosts: options.allowed_http_hosts.iter().cloned().collect(),
         concurrent: options.max_downloads,
         limit: Duration::from_secs(60 * options.max_load_elapsed_time_minutes),
-        retry_for: Duration::from_secs(30),
+        retry_for: Duration::from_secs(options.download_retry_seconds),
     }
 }
 
@@ -277,23 +354,44 @@ fn control(options: &Options, identity: Identity, registry: Registry) -> anyhow:
             Some(ClientTls::follow(own, peer, &[b"h2"])?)
         }
     };
-    let port = if tls.is_some() { options.scheduler_tls_port } else { options.scheduler_port };
-    let channel = scheduler(&options.scheduler_host, port, tls, options.scheduler_keepalive_seconds)?;
-    Ok(Control::new(channel, identity, registry, Duration::from_secs(options.max_drain_seconds)))
+    let port = if tls.is_some() {
+        options.scheduler_tls_port
+    } else {
+        options.scheduler_port
+    };
+    let channel = scheduler(
+        &options.scheduler_host,
+        port,
+        tls,
+        options.scheduler_keepalive_seconds,
+    )?;
+    Ok(Control::new(
+        channel,
+        identity,
+        registry,
+        Duration::from_secs(options.max_drain_seconds),
+    ))
 }
 
 /// A channel that connects when it is used and notices a dead peer by keep-alive.
-pub fn scheduler(host: &str, port: u16, tls: Option<ClientTls>, keep_alive_seconds: u64) -> anyhow::Result<Channel> {
+pub fn scheduler(
+    host: &str,
+    port: u16,
+    tls: Option<ClientTls>,
+    keep_alive_seconds: u64,
+) -> anyhow::Result<Channel> {
     if host.is_empty() {
         bail!("--scheduler-host is empty");
     }
     let keep_alive = Duration::from_secs(keep_alive_seconds.max(1));
-    Ok(tonic::transport::Endpoint::from_shared(format!("http://{host}:{port}"))?
-        .connect_timeout(Duration::from_millis(900))
-        .http2_keep_alive_interval(keep_alive)
-        .keep_alive_timeout(keep_alive)
-        .keep_alive_while_idle(true)
-        .connect_with_connector_lazy(seldon_tls::connector(tls)))
+    Ok(
+        tonic::transport::Endpoint::from_shared(format!("http://{host}:{port}"))?
+            .connect_timeout(Duration::from_millis(900))
+            .http2_keep_alive_interval(keep_alive)
+            .keep_alive_timeout(keep_alive)
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(seldon_tls::connector(tls)),
+    )
 }
 
 fn proxy_tls() -> anyhow::Result<Option<ServerTls>> {
@@ -301,7 +399,10 @@ fn proxy_tls() -> anyhow::Result<Option<ServerTls>> {
         return Ok(None);
     }
     let environment = Environment::new("ENVOY", &variable);
-    let (own, peer) = (environment.files("UPSTREAM_SERVER")?, environment.files("UPSTREAM_CLIENT")?);
+    let (own, peer) = (
+        environment.files("UPSTREAM_SERVER")?,
+        environment.files("UPSTREAM_CLIENT")?,
+    );
     // Envoy names no protocol towards agents, and each connection is looked at anyway.
     Ok(Some(ServerTls::follow(own, peer, &[b"h2", b"http/1.1"])?))
 }

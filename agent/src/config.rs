@@ -20,11 +20,17 @@ pub fn document(text: &str) -> Result<Value, DocumentError> {
         serde_json::from_str(text).map_err(|error| DocumentError::Syntax { line: error.line() })?
     } else {
         serde_saphyr::from_str(text).map_err(|error| {
-            let line = error.location().map_or(0, |location| location.line() as usize);
+            let line = error
+                .location()
+                .map_or(0, |location| location.line() as usize);
             DocumentError::Syntax { line }
         })?
     };
-    if value.is_object() { Ok(value) } else { Err(DocumentError::Shape("is not an object with fields")) }
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(DocumentError::Shape("is not an object with fields"))
+    }
 }
 
 /// The agent's configuration file. Other parts of it (such as `kafka`) are not the agent's.
@@ -45,7 +51,12 @@ pub struct RcloneConfig {
 
 impl std::fmt::Debug for RcloneConfig {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "RcloneConfig({} remotes, secrets {:?})", self.config.len(), self.config_secrets)
+        write!(
+            out,
+            "RcloneConfig({} remotes, secrets {:?})",
+            self.config.len(),
+            self.config_secrets
+        )
     }
 }
 
@@ -55,7 +66,10 @@ impl Config {
         for name in ["agent.yaml", "agent.json"] {
             let path = folder.join(name);
             match std::fs::read_to_string(&path) {
-                Ok(text) => return Self::parse(&text).map_err(|error| anyhow::anyhow!("{} {error}", path.display())),
+                Ok(text) => {
+                    return Self::parse(&text)
+                        .map_err(|error| anyhow::anyhow!("{} {error}", path.display()));
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => anyhow::bail!("{} cannot be read: {error}", path.display()),
             }
@@ -74,10 +88,14 @@ impl Config {
             rclone.retain(|_, value| !value.is_null());
             if let Some(Value::Array(items)) = rclone.get_mut("config") {
                 // A remote may stand there as an object instead of as text.
-                items.iter_mut().filter(|item| item.is_object()).for_each(|item| *item = Value::String(item.to_string()));
+                items
+                    .iter_mut()
+                    .filter(|item| item.is_object())
+                    .for_each(|item| *item = Value::String(item.to_string()));
             }
         }
-        serde_json::from_value(value).map_err(|_| DocumentError::Shape("has a field of a wrong type under \"rclone\""))
+        serde_json::from_value(value)
+            .map_err(|_| DocumentError::Shape("has a field of a wrong type under \"rclone\""))
     }
 }
 
@@ -95,8 +113,14 @@ mod tests {
         let json = "{\"rclone\":{\"config_secrets\":[\"a\"],\"config\":null}}";
         assert_eq!(Config::parse(json).unwrap().rclone.config_secrets, ["a"]);
         assert_eq!(Config::parse("").unwrap(), Config::default());
-        assert_eq!(Config::parse("rclone:\n").is_ok(), Config::parse("{\"rclone\":null}").is_ok());
-        assert!(matches!(Config::parse("{\n\"a\": PLANTED"), Err(DocumentError::Syntax { line: 2 })));
+        assert_eq!(
+            Config::parse("rclone:\n").is_ok(),
+            Config::parse("{\"rclone\":null}").is_ok()
+        );
+        assert!(matches!(
+            Config::parse("{\n\"a\": PLANTED"),
+            Err(DocumentError::Syntax { line: 2 })
+        ));
         assert!(!format!("{config:?}").contains("remote\":"));
     }
 }

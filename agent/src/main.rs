@@ -9,7 +9,11 @@ async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     options.validate()?;
     let tracing_config = Some(options.tracing_config_path.as_str()).filter(|path| !path.is_empty());
-    let _telemetry = seldon_telemetry::init("seldon-agent", &options.log_level, tracing_config.map(std::path::Path::new))?;
+    let _telemetry = seldon_telemetry::init(
+        "seldon-agent",
+        &options.log_level,
+        tracing_config.map(std::path::Path::new),
+    )?;
     let listeners = Listeners::bind(&options).await?;
     let (stop, now) = (CancellationToken::new(), CancellationToken::new());
     on_signals(stop.clone(), now.clone())?;
@@ -18,7 +22,10 @@ async fn main() -> anyhow::Result<()> {
 
 /// The first SIGTERM or SIGINT drains the agent, the second ends it at once.
 fn on_signals(stop: CancellationToken, now: CancellationToken) -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     tokio::spawn(async move {
         loop {
             tokio::select! {

@@ -52,7 +52,11 @@ pub struct Options {
     #[arg(long)]
     pub rclone_config: Option<PathBuf>,
     /// Folders that a storageUri may name by an absolute path.
-    #[arg(long, value_delimiter = ',', default_value = "/var/models,/mnt/models,/models")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "/var/models,/mnt/models,/models"
+    )]
     pub allowed_local_roots: Vec<PathBuf>,
     /// Hosts (host or host:port) that a storageUri may name by http or https.
     #[arg(long, value_delimiter = ',')]
@@ -60,6 +64,9 @@ pub struct Options {
     /// Downloads at a time.
     #[arg(long, default_value_t = 8)]
     pub max_downloads: usize,
+    /// How long a download is tried again when the storage cannot be reached.
+    #[arg(long, default_value_t = 30)]
+    pub download_retry_seconds: u64,
 
     /// Host of the inference server.
     #[arg(long, default_value = "0.0.0.0")]
@@ -103,12 +110,22 @@ pub struct Options {
     /// Folder of agent.yaml or agent.json.
     #[arg(long, default_value = "/mnt/config")]
     pub config_path: PathBuf,
-    #[arg(long, env = "SELDON_SERVER_TYPE", value_enum, default_value = "mlserver")]
+    #[arg(
+        long,
+        env = "SELDON_SERVER_TYPE",
+        value_enum,
+        default_value = "mlserver"
+    )]
     pub server_type: ServerType,
     /// Memory for models.
     #[arg(long, env = "MEMORY_REQUEST", default_value_t = 1_000_000)]
     pub memory_bytes: u64,
-    #[arg(long, env = "SELDON_SERVER_CAPABILITIES", value_delimiter = ',', default_value = "sklearn,xgboost")]
+    #[arg(
+        long,
+        env = "SELDON_SERVER_CAPABILITIES",
+        value_delimiter = ',',
+        default_value = "sklearn,xgboost"
+    )]
     pub capabilities: Vec<String>,
     /// Memory that may be booked beyond --memory-bytes.
     #[arg(long, env = "SELDON_OVERCOMMIT_PERCENTAGE", default_value_t = 0)]
@@ -124,26 +141,54 @@ pub struct Options {
     pub envoy_port: u16,
 
     /// Accepted; model autoscaling is not part of this version.
-    #[arg(long, env = "SELDON_MODEL_INFERENCE_LAG_THRESHOLD", default_value_t = 30)]
+    #[arg(
+        long,
+        env = "SELDON_MODEL_INFERENCE_LAG_THRESHOLD",
+        default_value_t = 30
+    )]
     pub model_inference_lag_threshold: u32,
     /// Accepted; model autoscaling is not part of this version.
-    #[arg(long, env = "SELDON_MODEL_INACTIVE_SECONDS_THRESHOLD", default_value_t = 30)]
+    #[arg(
+        long,
+        env = "SELDON_MODEL_INACTIVE_SECONDS_THRESHOLD",
+        default_value_t = 30
+    )]
     pub model_inactive_seconds_threshold: u32,
     /// Accepted; model autoscaling is not part of this version.
     #[arg(long, env = "SELDON_SCALING_STATS_PERIOD_SECONDS", default_value_t = 5)]
     pub scaling_stats_period_seconds: u32,
     /// How long rclone and the inference server may take to start.
-    #[arg(long, env = "SELDON_MAX_ELAPSED_TIME_READY_SUB_SERVICE_BEFORE_START_MINUTES", default_value_t = 15)]
+    #[arg(
+        long,
+        env = "SELDON_MAX_ELAPSED_TIME_READY_SUB_SERVICE_BEFORE_START_MINUTES",
+        default_value_t = 15
+    )]
     pub max_elapsed_time_ready_sub_service_before_start_minutes: u64,
     /// How long the inference server may be silent.
-    #[arg(long, env = "SELDON_MAX_TIME_READY_SUB_SERVICE_AFTER_START_SECONDS", default_value_t = 30)]
+    #[arg(
+        long,
+        env = "SELDON_MAX_TIME_READY_SUB_SERVICE_AFTER_START_SECONDS",
+        default_value_t = 30
+    )]
     pub max_elapsed_time_ready_sub_service_after_start_seconds: u64,
     /// Accepted; the inference server is watched all the time.
-    #[arg(long, env = "SELDON_PERIOD_READY_SUB_SERVICE_SECONDS", default_value_t = 60)]
+    #[arg(
+        long,
+        env = "SELDON_PERIOD_READY_SUB_SERVICE_SECONDS",
+        default_value_t = 60
+    )]
     pub period_ready_sub_service_seconds: u64,
-    #[arg(long, env = "SELDON_MAX_LOAD_ELAPSED_TIME_MINUTES", default_value_t = 120)]
+    #[arg(
+        long,
+        env = "SELDON_MAX_LOAD_ELAPSED_TIME_MINUTES",
+        default_value_t = 120
+    )]
     pub max_load_elapsed_time_minutes: u64,
-    #[arg(long, env = "SELDON_MAX_UNLOAD_ELAPSED_TIME_MINUTES", default_value_t = 15)]
+    #[arg(
+        long,
+        env = "SELDON_MAX_UNLOAD_ELAPSED_TIME_MINUTES",
+        default_value_t = 15
+    )]
     pub max_unload_elapsed_time_minutes: u64,
     #[arg(long, env = "SELDON_MAX_LOAD_RETRY_COUNT", default_value_t = 5)]
     pub max_load_retry_count: usize,
@@ -173,11 +218,16 @@ impl Options {
     /// Checks what a single value cannot show.
     pub fn validate(&self) -> anyhow::Result<()> {
         if self.server_type == ServerType::Triton {
-            bail!("--server-type triton is not supported by this version of the agent: use mlserver");
+            bail!(
+                "--server-type triton is not supported by this version of the agent: use mlserver"
+            );
         }
         for root in &self.allowed_local_roots {
             if !root.is_absolute() {
-                bail!("--allowed-local-roots: {} is not an absolute path", root.display());
+                bail!(
+                    "--allowed-local-roots: {} is not an absolute path",
+                    root.display()
+                );
             }
         }
         Ok(())
@@ -186,11 +236,16 @@ impl Options {
     /// Who this replica is and what the scheduler is told. `proxy_port` is the port that was bound.
     pub fn identity(&self, proxy_port: u16) -> anyhow::Result<Identity> {
         let pod = Pod::parse(&self.pod_name, self.use_deployments_for_servers);
-        let server_name = self.server_name.clone().or_else(|| Some(pod.as_ref()?.server.clone()));
+        let server_name = self
+            .server_name
+            .clone()
+            .or_else(|| Some(pod.as_ref()?.server.clone()));
         let replica_idx = self.server_idx.or_else(|| Some(pod.as_ref()?.ordinal));
         let service = match (&self.inference_svc, &pod) {
             (Some(service), _) => service.clone(),
-            (None, Some(_)) if self.use_deployments_for_servers && !self.pod_ip.is_empty() => self.pod_ip.clone(),
+            (None, Some(_)) if self.use_deployments_for_servers && !self.pod_ip.is_empty() => {
+                self.pod_ip.clone()
+            }
             (None, Some(_)) => self.pod_name.clone(),
             (None, None) if self.agent_host.is_unspecified() => "127.0.0.1".to_owned(),
             (None, None) => self.agent_host.to_string(),
@@ -201,13 +256,19 @@ impl Options {
             inference_http_port: i32::from(proxy_port),
             inference_grpc_port: i32::from(proxy_port),
             memory_bytes: self.memory_bytes,
-            capabilities: self.capabilities.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
+            capabilities: self
+                .capabilities
+                .iter()
+                .map(|name| name.trim().to_owned())
+                .filter(|name| !name.is_empty())
+                .collect(),
             over_commit_percentage: self.over_commit_percentage,
         };
         Ok(Identity {
             server_name: server_name.unwrap_or_else(|| "mlserver".to_owned()),
             replica_idx: replica_idx.unwrap_or(0),
-            config: overridden(own, &self.replica_config).context("--replica-config cannot be used")?,
+            config: overridden(own, &self.replica_config)
+                .context("--replica-config cannot be used")?,
         })
     }
 }
@@ -223,12 +284,20 @@ impl Pod {
     fn parse(name: &str, deployment: bool) -> Option<Self> {
         let (stem, last) = name.rsplit_once('-')?;
         if !deployment {
-            return Some(Self { server: stem.to_owned(), ordinal: last.parse().ok()? });
+            return Some(Self {
+                server: stem.to_owned(),
+                ordinal: last.parse().ok()?,
+            });
         }
         let (server, hash) = stem.rsplit_once('-')?;
         let text = format!("{hash}-{last}");
-        let ordinal = text.bytes().fold(0x811c_9dc5_u32, |sum, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        Some(Self { server: server.to_owned(), ordinal })
+        let ordinal = text.bytes().fold(0x811c_9dc5_u32, |sum, byte| {
+            (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+        Some(Self {
+            server: server.to_owned(),
+            ordinal,
+        })
     }
 }
 
@@ -240,7 +309,8 @@ fn overridden(mut own: ReplicaConfig, json: &str) -> anyhow::Result<ReplicaConfi
         .get_message_by_name("seldon.mlops.agent.ReplicaConfig")
         .context("the message is not known")?;
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let given: ReplicaConfig = DynamicMessage::deserialize(descriptor, &mut deserializer)?.transcode_to()?;
+    let given: ReplicaConfig =
+        DynamicMessage::deserialize(descriptor, &mut deserializer)?.transcode_to()?;
     if !given.inference_svc.is_empty() {
         own.inference_svc = given.inference_svc;
     }
@@ -273,15 +343,40 @@ mod tests {
     #[test]
     fn documented_defaults() {
         let options = options(&[]);
-        assert_eq!((options.scheduler_port, options.scheduler_tls_port), (9005, 9055));
-        assert_eq!((options.reverse_proxy_http_port, options.reverse_proxy_grpc_port), (9999, 9998));
-        assert_eq!((options.inference_http_port, options.inference_grpc_port), (8080, 9500));
-        assert_eq!((options.metrics_port, options.drainer_port, options.debug_grpc_port), (9006, 9007, 7777));
+        assert_eq!(
+            (options.scheduler_port, options.scheduler_tls_port),
+            (9005, 9055)
+        );
+        assert_eq!(
+            (
+                options.reverse_proxy_http_port,
+                options.reverse_proxy_grpc_port
+            ),
+            (9999, 9998)
+        );
+        assert_eq!(
+            (options.inference_http_port, options.inference_grpc_port),
+            (8080, 9500)
+        );
+        assert_eq!(
+            (
+                options.metrics_port,
+                options.drainer_port,
+                options.debug_grpc_port
+            ),
+            (9006, 9007, 7777)
+        );
         assert_eq!(options.capabilities, ["sklearn", "xgboost"]);
         let identity = options.identity(9999).unwrap();
-        assert_eq!((identity.server_name.as_str(), identity.replica_idx), ("mlserver", 0));
+        assert_eq!(
+            (identity.server_name.as_str(), identity.replica_idx),
+            ("mlserver", 0)
+        );
         assert_eq!(identity.config.inference_svc, "127.0.0.1");
-        assert_eq!(identity.config.inference_http_port, identity.config.inference_grpc_port);
+        assert_eq!(
+            identity.config.inference_http_port,
+            identity.config.inference_grpc_port
+        );
         options.validate().unwrap();
     }
 
@@ -289,12 +384,30 @@ mod tests {
     fn pods_name_server_and_replica() {
         let named = |arguments: &[&str]| options(arguments).identity(9001).unwrap();
         let identity = named(&["--pod-name", "my-server-12"]);
-        assert_eq!((identity.server_name.as_str(), identity.replica_idx), ("my-server", 12));
+        assert_eq!(
+            (identity.server_name.as_str(), identity.replica_idx),
+            ("my-server", 12)
+        );
         assert_eq!(identity.config.inference_svc, "my-server-12");
-        let identity = named(&["--pod-name", "my-server-12", "--server-name", "x", "--server-idx", "3"]);
-        assert_eq!((identity.server_name.as_str(), identity.replica_idx), ("x", 3));
-        let identity =
-            named(&["--pod-name", "srv-5d9c-x2x", "--pod-ip", "10.0.0.7", "--use-deployments-for-servers=true"]);
+        let identity = named(&[
+            "--pod-name",
+            "my-server-12",
+            "--server-name",
+            "x",
+            "--server-idx",
+            "3",
+        ]);
+        assert_eq!(
+            (identity.server_name.as_str(), identity.replica_idx),
+            ("x", 3)
+        );
+        let identity = named(&[
+            "--pod-name",
+            "srv-5d9c-x2x",
+            "--pod-ip",
+            "10.0.0.7",
+            "--use-deployments-for-servers=true",
+        ]);
         assert_eq!(identity.server_name, "srv");
         assert_eq!(identity.config.inference_svc, "10.0.0.7");
     }
@@ -302,15 +415,31 @@ mod tests {
     #[test]
     fn replica_config_overrides_single_fields() {
         let json = r#"{"inferenceSvc":"mlserver","memoryBytes":"5","capabilities":["a","b"]}"#;
-        let config = options(&["--replica-config", json]).identity(9001).unwrap().config;
-        assert_eq!((config.inference_svc.as_str(), config.memory_bytes, config.inference_http_port), ("mlserver", 5, 9001));
+        let config = options(&["--replica-config", json])
+            .identity(9001)
+            .unwrap()
+            .config;
+        assert_eq!(
+            (
+                config.inference_svc.as_str(),
+                config.memory_bytes,
+                config.inference_http_port
+            ),
+            ("mlserver", 5, 9001)
+        );
         assert_eq!(config.capabilities, ["a", "b"]);
-        assert!(options(&["--replica-config", "{\"nope\":1}"]).identity(1).is_err());
+        assert!(
+            options(&["--replica-config", "{\"nope\":1}"])
+                .identity(1)
+                .is_err()
+        );
     }
 
     #[test]
     fn triton_is_refused_clearly() {
-        let error = options(&["--server-type", "triton"]).validate().unwrap_err();
+        let error = options(&["--server-type", "triton"])
+            .validate()
+            .unwrap_err();
         assert!(error.to_string().contains("triton is not supported"));
     }
 }

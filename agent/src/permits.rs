@@ -19,7 +19,10 @@ impl Permits {
     }
 
     fn patient(count: usize, patience: Duration) -> Self {
-        Self { free: Semaphore::new(count.max(1)), patience }
+        Self {
+            free: Semaphore::new(count.max(1)),
+            patience,
+        }
     }
 
     /// Runs a job when it is its turn.

@@ -23,7 +23,9 @@ pub enum FetchError {
     Uri(#[from] UriError),
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error("storage secret {0:?} cannot be read: secrets need Kubernetes, give the configuration itself instead")]
+    #[error(
+        "storage secret {0:?} cannot be read: secrets need Kubernetes, give the configuration itself instead"
+    )]
     Secret(String),
     #[error("no artefact at {0}: nothing is there")]
     Nothing(String),
@@ -89,14 +91,22 @@ impl Artefacts {
         crate::repository::remove_folder(&settings.folder)?;
         std::fs::create_dir_all(&settings.folder)?;
         let permits = Permits::new(settings.concurrent);
-        Ok(Self { remotes, settings, permits, running: Mutex::default(), number: AtomicU64::new(0) })
+        Ok(Self {
+            remotes,
+            settings,
+            permits,
+            running: Mutex::default(),
+            number: AtomicU64::new(0),
+        })
     }
 
     /// Brings a model's artefact into a folder of its own.
     pub async fn fetch(&self, spec: &ModelSpec) -> Result<Arc<Fetched>, FetchError> {
         let source = self.source(spec).await?;
         let shared = self.shared(&source);
-        let fetched = shared.get_or_try_init(|| self.permits.run(self.download(&source))).await?;
+        let fetched = shared
+            .get_or_try_init(|| self.permits.run(self.download(&source)))
+            .await?;
         Ok(fetched.clone())
     }
 
@@ -118,13 +128,24 @@ impl Artefacts {
         let fs = match (&location, &storage) {
             (Location::Remote { path, .. }, Some(storage)) => storage.fs(path),
             (Location::Remote { name, path }, None) => json!({"_name": name, "_root": path}),
-            (Location::Local(path), _) => json!({"type": "local", "_root": self.real_path(path).await?}),
-            (Location::Http { origin, path }, _) => json!({"type": "http", "url": origin, "_root": path}),
+            (Location::Local(path), _) => {
+                json!({"type": "local", "_root": self.real_path(path).await?})
+            }
+            (Location::Http { origin, path }, _) => {
+                json!({"type": "http", "url": origin, "_root": path})
+            }
         };
-        Ok(Source { location, fs: fs.to_string() })
+        Ok(Source {
+            location,
+            fs: fs.to_string(),
+        })
     }
 
-    async fn locate(&self, storage_uri: &str, storage: Option<&Storage>) -> Result<Location, FetchError> {
+    async fn locate(
+        &self,
+        storage_uri: &str,
+        storage: Option<&Storage>,
+    ) -> Result<Location, FetchError> {
         let mut policy = Policy {
             remotes: BTreeSet::new(),
             local_roots: self.settings.local_roots.clone(),
@@ -133,8 +154,14 @@ impl Artefacts {
         if let Some(storage) = storage {
             policy.remotes.insert(storage.name.clone());
         } else if uri::remote_name(storage_uri).is_some() {
-            let names = (|| self.remotes.names()).retry(self.back_off()).when(RcloneError::is_transient).await;
-            let names = names.map_err(|error| FetchError::Rclone { uri: "rclone's list of remotes".to_owned(), error })?;
+            let names = (|| self.remotes.names())
+                .retry(self.back_off())
+                .when(RcloneError::is_transient)
+                .await;
+            let names = names.map_err(|error| FetchError::Rclone {
+                uri: "rclone's list of remotes".to_owned(),
+                error,
+            })?;
             policy.remotes.extend(names);
         }
         Ok(uri::parse(storage_uri, &policy)?)
@@ -145,15 +172,29 @@ impl Artefacts {
         let real = match tokio::fs::canonicalize(path).await {
             Ok(real) => real,
             // A volume that only rclone's container has: rclone will say whether the path is there.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path.to_string_lossy().into_owned()),
-            Err(error) => return Err(FetchError::Disk { path: path.to_owned(), reason: error.to_string() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(path.to_string_lossy().into_owned());
+            }
+            Err(error) => {
+                return Err(FetchError::Disk {
+                    path: path.to_owned(),
+                    reason: error.to_string(),
+                });
+            }
         };
         let mut roots = Vec::new();
         for root in &self.settings.local_roots {
-            roots.push(tokio::fs::canonicalize(root).await.unwrap_or_else(|_| root.clone()));
+            roots.push(
+                tokio::fs::canonicalize(root)
+                    .await
+                    .unwrap_or_else(|_| root.clone()),
+            );
         }
         if !uri::inside(&real, &roots) {
-            let (path, roots) = (path.display().to_string(), uri::names(&self.settings.local_roots));
+            let (path, roots) = (
+                path.display().to_string(),
+                uri::names(&self.settings.local_roots),
+            );
             return Err(UriError::OutsideRoots { path, roots }.into());
         }
         Ok(real.to_string_lossy().into_owned())
@@ -161,12 +202,23 @@ impl Artefacts {
 
     async fn download(&self, source: &Source) -> Result<Arc<Fetched>, FetchError> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let folder = self.settings.folder.join(format!("{}-{number}", fnv32a(&source.location.to_string())));
+        let folder = self
+            .settings
+            .folder
+            .join(format!("{}-{number}", fnv32a(&source.location.to_string())));
         let fetched = Arc::new(Fetched { folder });
         let from: Value = serde_json::from_str(&source.fs).unwrap_or_default();
-        let copy = || self.remotes.rclone().copy(from.clone(), &fetched.folder, self.settings.limit);
+        let copy = || {
+            self.remotes
+                .rclone()
+                .copy(from.clone(), &fetched.folder, self.settings.limit)
+        };
         let uri = source.location.to_string();
-        match copy.retry(self.back_off()).when(RcloneError::is_transient).await {
+        match copy
+            .retry(self.back_off())
+            .when(RcloneError::is_transient)
+            .await
+        {
             Ok(()) => {}
             Err(RcloneError::NotFound) => return Err(FetchError::Nothing(uri)),
             Err(error) => return Err(FetchError::Rclone { uri, error }),
@@ -191,7 +243,11 @@ impl Artefacts {
 }
 
 fn storage_of(spec: &ModelSpec) -> Result<Option<Storage>, FetchError> {
-    let Some(config) = spec.storage_config.as_ref().and_then(|config| config.config.as_ref()) else {
+    let Some(config) = spec
+        .storage_config
+        .as_ref()
+        .and_then(|config| config.config.as_ref())
+    else {
         return Ok(None);
     };
     match config {
@@ -207,5 +263,7 @@ fn storage_of(spec: &ModelSpec) -> Result<Option<Storage>, FetchError> {
 
 /// The documented hash in the names of download folders.
 fn fnv32a(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }

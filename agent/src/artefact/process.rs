@@ -25,9 +25,15 @@ pub struct Own {
 pub async fn start(own: Own, stop: CancellationToken) -> anyhow::Result<Rclone> {
     tokio::fs::create_dir_all(&own.folder).await?;
     end_orphan(&own);
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
     let credentials = ("agent".to_owned(), random_word()?);
-    let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port, credentials: Some(credentials) };
+    let endpoint = Endpoint {
+        host: "127.0.0.1".to_owned(),
+        port,
+        credentials: Some(credentials),
+    };
     let rclone = Rclone::new(endpoint.clone());
     let child = spawn(&own, &endpoint)?;
     tokio::spawn(supervise(own, endpoint, child, stop));
@@ -53,7 +59,9 @@ async fn supervise(own: Own, endpoint: Endpoint, first: Child, stop: Cancellatio
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }
-        child = spawn(&own, &endpoint).inspect_err(|error| tracing::error!(%error, "rclone does not start")).ok();
+        child = spawn(&own, &endpoint)
+            .inspect_err(|error| tracing::error!(%error, "rclone does not start"))
+            .ok();
     }
 }
 
@@ -65,18 +73,30 @@ fn spawn(own: &Own, endpoint: &Endpoint) -> anyhow::Result<Child> {
         .arg(&own.config)
         .arg("--rc-addr")
         .arg(format!("{}:{}", endpoint.host, endpoint.port))
-        .args(["--log-level", "NOTICE", "--rc-server-write-timeout", "24h", "--rc-server-read-timeout", "24h"])
+        .args([
+            "--log-level",
+            "NOTICE",
+            "--rc-server-write-timeout",
+            "24h",
+            "--rc-server-read-timeout",
+            "24h",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log_file(own)?)
         .kill_on_drop(true);
     if let Some((user, password)) = &endpoint.credentials {
         // Not as arguments: those are visible to every process of the machine.
-        command.env("RCLONE_RC_USER", user).env("RCLONE_RC_PASS", password);
+        command
+            .env("RCLONE_RC_USER", user)
+            .env("RCLONE_RC_PASS", password);
     }
-    let child = command
-        .spawn()
-        .map_err(|error| anyhow::anyhow!("cannot start rclone at {}: {error}: see --rclone-binary", own.binary.display()))?;
+    let child = command.spawn().map_err(|error| {
+        anyhow::anyhow!(
+            "cannot start rclone at {}: {error}: see --rclone-binary",
+            own.binary.display()
+        )
+    })?;
     if let Some(pid) = child.id() {
         std::fs::write(pid_file(own), pid.to_string())?;
     }
@@ -97,10 +117,14 @@ fn pid_file(own: &Own) -> PathBuf {
 
 /// Ends the rclone that a killed agent left behind: the process of our pid file, if it runs with our configuration.
 fn end_orphan(own: &Own) {
-    let Some(pid) = std::fs::read_to_string(pid_file(own)).ok().and_then(|text| text.trim().parse::<i32>().ok()) else {
+    let Some(pid) = std::fs::read_to_string(pid_file(own))
+        .ok()
+        .and_then(|text| text.trim().parse::<i32>().ok())
+    else {
         return;
     };
-    let command_line = std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).unwrap_or_default();
+    let command_line =
+        std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).unwrap_or_default();
     let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
     let config = own.config.as_os_str().as_encoded_bytes();
     if arguments.contains(&b"rcd".as_slice()) && arguments.contains(&config) {

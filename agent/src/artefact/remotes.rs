@@ -15,7 +15,10 @@ pub struct Remotes {
 
 impl Remotes {
     pub fn new(rclone: Rclone) -> Self {
-        Self { rclone, applied: Mutex::default() }
+        Self {
+            rclone,
+            applied: Mutex::default(),
+        }
     }
 
     /// Makes rclone's remotes those of the configuration. A bad one is reported and the others are applied.
@@ -24,14 +27,23 @@ impl Remotes {
         for (index, text) in config.config.iter().enumerate() {
             match Storage::parse(text) {
                 Ok(storage) => drop(wanted.insert(storage.name.clone(), storage)),
-                Err(error) => tracing::error!(%error, "remote {index} of the agent's configuration is left out"),
+                Err(error) => {
+                    tracing::error!(%error, "remote {index} of the agent's configuration is left out")
+                }
             }
         }
         for secret in &config.config_secrets {
-            tracing::warn!(secret, "storage secrets are read in Kubernetes only, this one is left out");
+            tracing::warn!(
+                secret,
+                "storage secrets are read in Kubernetes only, this one is left out"
+            );
         }
         let mut applied = self.applied.lock().await;
-        let dropped: Vec<String> = applied.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        let dropped: Vec<String> = applied
+            .keys()
+            .filter(|name| !wanted.contains_key(*name))
+            .cloned()
+            .collect();
         for name in dropped {
             self.rclone.forget(&name).await?;
             applied.remove(&name);
@@ -43,7 +55,11 @@ impl Remotes {
                 continue;
             }
             self.configure(&storage, exists).await?;
-            tracing::info!(remote = name, kind = storage.kind, "remote configured in rclone");
+            tracing::info!(
+                remote = name,
+                kind = storage.kind,
+                "remote configured in rclone"
+            );
             applied.insert(name, storage);
         }
         Ok(())

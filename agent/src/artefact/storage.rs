@@ -6,7 +6,18 @@ use crate::config::{self, DocumentError};
 
 /// Backends that read another remote or the agent's own disk, which a Model's author must not choose.
 const WRAPPERS: [&str; 12] = [
-    "alias", "cache", "chunker", "combine", "compress", "crypt", "hasher", "local", "memory", "union", "archive", "tardigrade",
+    "alias",
+    "cache",
+    "chunker",
+    "combine",
+    "compress",
+    "crypt",
+    "hasher",
+    "local",
+    "memory",
+    "union",
+    "archive",
+    "tardigrade",
 ];
 
 /// One remote: `name`, `type` and `parameters`, with `opt` for `config/create`.
@@ -40,9 +51,13 @@ pub enum StorageError {
     Document(#[from] DocumentError),
     #[error("storage configuration lacks {0:?}: it needs name, type and parameters")]
     Missing(&'static str),
-    #[error("storage configuration is called {name:?}, but storageUri names remote {wanted:?}: both must be the same")]
+    #[error(
+        "storage configuration is called {name:?}, but storageUri names remote {wanted:?}: both must be the same"
+    )]
     OtherName { name: String, wanted: String },
-    #[error("storage type {0:?} is not allowed in a model's storage configuration: it reads other remotes or the agent's disk")]
+    #[error(
+        "storage type {0:?} is not allowed in a model's storage configuration: it reads other remotes or the agent's disk"
+    )]
     TypeNotAllowed(String),
     #[error("storage parameter {0:?} is not allowed: it would start a program")]
     ParameterNotAllowed(String),
@@ -60,19 +75,28 @@ impl Storage {
             }
         }
         // serde's own message may quote a value of the wrong type.
-        serde_json::from_value(document).map_err(|_| DocumentError::Shape("has a field of a wrong type").into())
+        serde_json::from_value(document)
+            .map_err(|_| DocumentError::Shape("has a field of a wrong type").into())
     }
 
     /// Checks what a Model's author may say. `wanted` is the remote that the Model's `storageUri` names.
     pub fn check_untrusted(&self, wanted: &str) -> Result<(), StorageError> {
         if self.name != wanted {
-            return Err(StorageError::OtherName { name: self.name.clone(), wanted: wanted.to_owned() });
+            return Err(StorageError::OtherName {
+                name: self.name.clone(),
+                wanted: wanted.to_owned(),
+            });
         }
         if WRAPPERS.contains(&self.kind.as_str()) || !is_word(&self.kind) {
             return Err(StorageError::TypeNotAllowed(self.kind.clone()));
         }
         for (name, value) in &self.parameters {
-            if name.ends_with("command") || name == "ssh" || name == "ssl_key" || !is_word(name) || name.starts_with('_') {
+            if name.ends_with("command")
+                || name == "ssh"
+                || name == "ssl_key"
+                || !is_word(name)
+                || name.starts_with('_')
+            {
                 return Err(StorageError::ParameterNotAllowed(name.clone()));
             }
             if value.is_array() || value.is_object() {
@@ -100,7 +124,10 @@ impl Storage {
 }
 
 fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ' '))
+    !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ' '))
 }
 
 #[cfg(test)]
@@ -126,20 +153,44 @@ mod tests {
 
     #[test]
     fn bad_configurations_are_named_without_their_values() {
-        let check = |text: &str| Storage::parse(text).and_then(|storage| storage.check_untrusted("x")).unwrap_err();
-        assert_eq!(check("{\"name\":\"x\",\"parameters\":{}}"), StorageError::Missing("type"));
-        assert!(matches!(check("{\"name\":\"y\",\"type\":\"s3\",\"parameters\":{}}"), StorageError::OtherName { .. }));
+        let check = |text: &str| {
+            Storage::parse(text)
+                .and_then(|storage| storage.check_untrusted("x"))
+                .unwrap_err()
+        };
+        assert_eq!(
+            check("{\"name\":\"x\",\"parameters\":{}}"),
+            StorageError::Missing("type")
+        );
+        assert!(matches!(
+            check("{\"name\":\"y\",\"type\":\"s3\",\"parameters\":{}}"),
+            StorageError::OtherName { .. }
+        ));
         for kind in ["local", "alias", "union", "crypt", "s3,x=1"] {
             let text = serde_json::json!({"name": "x", "type": kind, "parameters": {}}).to_string();
             assert_eq!(check(&text), StorageError::TypeNotAllowed(kind.to_owned()));
         }
-        for parameter in ["bearer_token_command", "ssh", "server_command", "_root", "a=b"] {
+        for parameter in [
+            "bearer_token_command",
+            "ssh",
+            "server_command",
+            "_root",
+            "a=b",
+        ] {
             let text = serde_json::json!({"name": "x", "type": "webdav", "parameters": {parameter: "PLANTED"}}).to_string();
             let error = check(&text);
-            assert!(matches!(error, StorageError::ParameterNotAllowed(_)), "{error}");
+            assert!(
+                matches!(error, StorageError::ParameterNotAllowed(_)),
+                "{error}"
+            );
             assert!(!error.to_string().contains("PLANTED"));
         }
-        for text in ["PLANTED", "{\"name\": PLANTED", "name: [PLANTED\n", "{\"name\":\"x\",\"type\":\"s3\",\"parameters\":\"PLANTED\"}"] {
+        for text in [
+            "PLANTED",
+            "{\"name\": PLANTED",
+            "name: [PLANTED\n",
+            "{\"name\":\"x\",\"type\":\"s3\",\"parameters\":\"PLANTED\"}",
+        ] {
             let error = check(text).to_string();
             assert!(!error.contains("PLANTED"), "{error}");
         }

@@ -50,9 +50,13 @@ pub enum UriError {
     NoPath(String),
     #[error("storageUri {0:?} must not contain \"..\"")]
     ParentFolder(String),
-    #[error("remote {name:?} is not configured in rclone (configured: {known}): add it to the agent's configuration or to the model's storage secret")]
+    #[error(
+        "remote {name:?} is not configured in rclone (configured: {known}): add it to the agent's configuration or to the model's storage secret"
+    )]
     UnknownRemote { name: String, known: String },
-    #[error("path {path:?} is outside the folders that models may be read from ({roots}): see --allowed-local-roots")]
+    #[error(
+        "path {path:?} is outside the folders that models may be read from ({roots}): see --allowed-local-roots"
+    )]
     OutsideRoots { path: String, roots: String },
     #[error("host {0:?} may not be read over http: see --allowed-http-hosts")]
     HostNotAllowed(String),
@@ -102,15 +106,32 @@ pub fn remote_name(uri: &str) -> Option<&str> {
 
 fn remote(name: &str, rest: &str, policy: &Policy) -> Result<Location, UriError> {
     if !policy.remotes.contains(name) {
-        let known = policy.remotes.iter().map(String::as_str).collect::<Vec<_>>();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        return Err(UriError::UnknownRemote { name: name.to_owned(), known });
+        let known = policy
+            .remotes
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>();
+        let known = if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        };
+        return Err(UriError::UnknownRemote {
+            name: name.to_owned(),
+            known,
+        });
     }
-    let path = rest.strip_prefix("//").unwrap_or(rest).trim_end_matches('/');
+    let path = rest
+        .strip_prefix("//")
+        .unwrap_or(rest)
+        .trim_end_matches('/');
     if path.is_empty() {
         return Err(UriError::NoPath(format!("{name}:{rest}")));
     }
-    Ok(Location::Remote { name: name.to_owned(), path: path.to_owned() })
+    Ok(Location::Remote {
+        name: name.to_owned(),
+        path: path.to_owned(),
+    })
 }
 
 fn http(scheme: &str, rest: &str, policy: &Policy) -> Result<Location, UriError> {
@@ -124,16 +145,25 @@ fn http(scheme: &str, rest: &str, policy: &Policy) -> Result<Location, UriError>
     if path.is_empty() {
         return Err(UriError::NoPath(format!("{scheme}://{host}")));
     }
-    Ok(Location::Http { origin: format!("{scheme}://{host}"), path: path.to_owned() })
+    Ok(Location::Http {
+        origin: format!("{scheme}://{host}"),
+        path: path.to_owned(),
+    })
 }
 
 fn local(uri: &str, policy: &Policy) -> Result<Location, UriError> {
     if has_parent(uri) {
         return Err(UriError::ParentFolder(uri.to_owned()));
     }
-    let path: PathBuf = Path::new(uri).components().filter(|part| *part != Component::CurDir).collect();
+    let path: PathBuf = Path::new(uri)
+        .components()
+        .filter(|part| *part != Component::CurDir)
+        .collect();
     if !inside(&path, &policy.local_roots) {
-        return Err(UriError::OutsideRoots { path: path.display().to_string(), roots: names(&policy.local_roots) });
+        return Err(UriError::OutsideRoots {
+            path: path.display().to_string(),
+            roots: names(&policy.local_roots),
+        });
     }
     Ok(Location::Local(path))
 }
@@ -148,7 +178,11 @@ pub fn names(roots: &[PathBuf]) -> String {
     if roots.is_empty() {
         return "none".to_owned();
     }
-    roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", ")
+    roots
+        .iter()
+        .map(|root| root.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn has_parent(path: &str) -> bool {
@@ -157,8 +191,14 @@ fn has_parent(path: &str) -> bool {
 
 /// What rclone allows in a remote's name, without the blanks.
 fn is_remote_name(name: &str) -> bool {
-    let first = name.chars().next().is_some_and(|first| first.is_ascii_alphanumeric() || first == '_');
-    first && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+' | '@'))
+    let first = name
+        .chars()
+        .next()
+        .is_some_and(|first| first.is_ascii_alphanumeric() || first == '_');
+    first
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+' | '@'))
 }
 
 impl std::fmt::Display for Location {
@@ -190,18 +230,33 @@ mod tests {
 
     #[test]
     fn documented_forms_are_accepted() {
-        let remote = |name: &str, path: &str| Location::Remote { name: name.into(), path: path.into() };
+        let remote = |name: &str, path: &str| Location::Remote {
+            name: name.into(),
+            path: path.into(),
+        };
         for (uri, expected) in [
-            ("gs://seldon-models/mlserver/iris", remote("gs", "seldon-models/mlserver/iris")),
+            (
+                "gs://seldon-models/mlserver/iris",
+                remote("gs", "seldon-models/mlserver/iris"),
+            ),
             ("s3://models/iris/", remote("s3", "models/iris")),
             ("my-remote:a/b c", remote("my-remote", "a/b c")),
             ("s3:///absolute", remote("s3", "/absolute")),
             ("gs:bucket/a:b,c", remote("gs", "bucket/a:b,c")),
-            ("/mnt/models/./iris/", Location::Local("/mnt/models/iris".into())),
-            ("/var/models/iris", Location::Local("/var/models/iris".into())),
+            (
+                "/mnt/models/./iris/",
+                Location::Local("/mnt/models/iris".into()),
+            ),
+            (
+                "/var/models/iris",
+                Location::Local("/var/models/iris".into()),
+            ),
             (
                 "https://models.example/iris/1",
-                Location::Http { origin: "https://models.example".into(), path: "iris/1".into() },
+                Location::Http {
+                    origin: "https://models.example".into(),
+                    path: "iris/1".into(),
+                },
             ),
         ] {
             assert_eq!(parse(uri, &policy()), Ok(expected), "{uri}");
@@ -228,18 +283,38 @@ mod tests {
         for uri in ["models/iris", "./iris", "gs /x: y", " -x:y", "ä:x"] {
             assert!(matches!(refused(uri), UriError::NoScheme(_)), "{uri}");
         }
-        for uri in ["gs://a/../b", "gs:..", "/mnt/../etc/passwd", "/mnt/..", "gs://a\\..\\b"] {
+        for uri in [
+            "gs://a/../b",
+            "gs:..",
+            "/mnt/../etc/passwd",
+            "/mnt/..",
+            "gs://a\\..\\b",
+        ] {
             assert!(matches!(refused(uri), UriError::ParentFolder(_)), "{uri}");
         }
         for uri in ["/etc/passwd", "/mntx/models", "/", "//etc"] {
             let error = refused(uri);
-            assert!(matches!(error, UriError::OutsideRoots { .. }), "{uri}: {error}");
+            assert!(
+                matches!(error, UriError::OutsideRoots { .. }),
+                "{uri}: {error}"
+            );
         }
-        assert!(matches!(refused("minio://b/k"), UriError::UnknownRemote { name, .. } if name == "minio"));
+        assert!(
+            matches!(refused("minio://b/k"), UriError::UnknownRemote { name, .. } if name == "minio")
+        );
         assert!(matches!(refused("gs://"), UriError::NoPath(_)));
-        assert_eq!(refused("http://user:secret@elsewhere/x"), UriError::HostNotAllowed("elsewhere".into()));
-        assert_eq!(refused("https://models.example.evil/x"), UriError::HostNotAllowed("models.example.evil".into()));
-        assert_eq!(refused(&format!("gs://{}", "a".repeat(5000))), UriError::TooLong);
+        assert_eq!(
+            refused("http://user:secret@elsewhere/x"),
+            UriError::HostNotAllowed("elsewhere".into())
+        );
+        assert_eq!(
+            refused("https://models.example.evil/x"),
+            UriError::HostNotAllowed("models.example.evil".into())
+        );
+        assert_eq!(
+            refused(&format!("gs://{}", "a".repeat(5000))),
+            UriError::TooLong
+        );
     }
 
     /// What holds for any input, used by the property test and by the corpus.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use seldon_grpc::agent::agent_service_client::AgentServiceClient;
 use seldon_proto::agent::{
-    AgentDrainRequest, AgentSubscribeRequest, ModelOperationMessage, ReplicaConfig, model_operation_message::Operation,
+    AgentDrainRequest, AgentSubscribeRequest, ModelOperationMessage, ReplicaConfig,
+    model_operation_message::Operation,
 };
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -63,7 +64,12 @@ struct Inner {
 
 impl Control {
     /// `scheduler` is a lazily connected channel with keep-alive, so that a dead scheduler is noticed.
-    pub fn new(scheduler: Channel, identity: Identity, registry: Registry, drain_limit: Duration) -> Self {
+    pub fn new(
+        scheduler: Channel,
+        identity: Identity,
+        registry: Registry,
+        drain_limit: Duration,
+    ) -> Self {
         Self(Arc::new(Inner {
             client: AgentServiceClient::new(scheduler),
             identity,
@@ -83,7 +89,11 @@ impl Control {
     }
 
     /// Runs until `stop`; `unasked` brings events that no order waits for.
-    pub async fn run(&self, mut unasked: mpsc::UnboundedReceiver<(seldon_proto::agent::ModelVersion, Outcome)>, stop: CancellationToken) {
+    pub async fn run(
+        &self,
+        mut unasked: mpsc::UnboundedReceiver<(seldon_proto::agent::ModelVersion, Outcome)>,
+        stop: CancellationToken,
+    ) {
         let inner = &self.0;
         let forward = async {
             while let Some((version, outcome)) = unasked.recv().await {
@@ -91,8 +101,12 @@ impl Control {
             }
             std::future::pending::<()>().await;
         };
-        let deliver =
-            inner.outbox.deliver(inner.client.clone(), &inner.identity, &inner.registry, inner.connected.subscribe());
+        let deliver = inner.outbox.deliver(
+            inner.client.clone(),
+            &inner.identity,
+            &inner.registry,
+            inner.connected.subscribe(),
+        );
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.subscribe_for_ever() => {}
@@ -118,7 +132,11 @@ impl Control {
                 (pause, away_since) = (FIRST_PAUSE, Instant::now());
             }
             tokio::time::sleep(pause).await;
-            let longest = if away_since.elapsed() < SHORT_OUTAGE { SHORT_PAUSE } else { LONG_PAUSE };
+            let longest = if away_since.elapsed() < SHORT_OUTAGE {
+                SHORT_PAUSE
+            } else {
+                LONG_PAUSE
+            };
             pause = (pause * 2).min(longest);
         }
     }
@@ -161,7 +179,10 @@ impl Control {
                 true
             }
             Err(status) => {
-                tracing::warn!(reason = describe(&status), "the scheduler does not accept this replica");
+                tracing::warn!(
+                    reason = describe(&status),
+                    "the scheduler does not accept this replica"
+                );
                 false
             }
         }
@@ -195,10 +216,21 @@ impl Control {
                 }
                 Operation::LoadModel => registry.load(version.clone(), sequence).await,
                 Operation::UnloadModel => registry.unload(&version, sequence).await,
-                Operation::UnknownEvent => return tracing::warn!("the scheduler sent an unknown order"),
+                Operation::UnknownEvent => {
+                    return tracing::warn!("the scheduler sent an unknown order");
+                }
             };
-            let name = version.model.as_ref().and_then(|model| model.meta.as_ref()).map_or("", |meta| meta.name.as_str());
-            tracing::info!(model = name, version = version.version, ?outcome, "order done");
+            let name = version
+                .model
+                .as_ref()
+                .and_then(|model| model.meta.as_ref())
+                .map_or("", |meta| meta.name.as_str());
+            tracing::info!(
+                model = name,
+                version = version.version,
+                ?outcome,
+                "order done"
+            );
             control.0.outbox.put(&version, outcome);
         });
     }
@@ -219,7 +251,10 @@ impl Control {
             match inner.client.clone().agent_drain(request).await {
                 Ok(answer) => answer.into_inner().success,
                 Err(status) => {
-                    tracing::warn!(reason = describe(&status), "the scheduler did not move the models away");
+                    tracing::warn!(
+                        reason = describe(&status),
+                        "the scheduler did not move the models away"
+                    );
                     false
                 }
             }

@@ -39,9 +39,20 @@ impl Outbox {
         if outcome == Outcome::Superseded {
             return;
         }
-        let name = version.model.as_ref().and_then(|model| model.meta.as_ref()).map(|meta| meta.name.clone());
+        let name = version
+            .model
+            .as_ref()
+            .and_then(|model| model.meta.as_ref())
+            .map(|meta| meta.name.clone());
         let key = (name.unwrap_or_default(), version.version);
-        self.lock().insert(key, Waiting { version: version.version, outcome, refusals: 0 });
+        self.lock().insert(
+            key,
+            Waiting {
+                version: version.version,
+                outcome,
+                refusals: 0,
+            },
+        );
         self.filled.notify_one();
     }
 
@@ -62,7 +73,9 @@ impl Outbox {
                 self.filled.notified().await;
                 continue;
             }
-            let sends = batch.into_iter().map(|(key, waiting)| self.send(client.clone(), identity, registry, key, waiting));
+            let sends = batch
+                .into_iter()
+                .map(|(key, waiting)| self.send(client.clone(), identity, registry, key, waiting));
             let failed = futures_util::future::join_all(sends).await.contains(&false);
             if failed {
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -73,7 +86,9 @@ impl Outbox {
     fn take(&self) -> Vec<((String, u32), Waiting)> {
         let mut waiting = self.lock();
         let keys: Vec<_> = waiting.keys().take(BATCH).cloned().collect();
-        keys.into_iter().filter_map(|key| waiting.remove_entry(&key)).collect()
+        keys.into_iter()
+            .filter_map(|key| waiting.remove_entry(&key))
+            .collect()
     }
 
     async fn send(
@@ -86,15 +101,26 @@ impl Outbox {
     ) -> bool {
         let mut request = Request::new(message(identity, registry, &key.0, &waiting));
         request.set_timeout(LIMIT);
-        let Err(status) = client.agent_event(request).await else { return true };
+        let Err(status) = client.agent_event(request).await else {
+            return true;
+        };
         let lost = matches!(
             status.code(),
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::ResourceExhausted
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Cancelled
+                | Code::Aborted
+                | Code::ResourceExhausted
         );
         if !lost {
             waiting.refusals += 1;
             if waiting.refusals >= REFUSALS {
-                tracing::warn!(model = key.0, version = key.1, message = status.message(), "the scheduler refuses an event");
+                tracing::warn!(
+                    model = key.0,
+                    version = key.1,
+                    message = status.message(),
+                    "the scheduler refuses an event"
+                );
                 return true;
             }
         }
@@ -107,7 +133,12 @@ impl Outbox {
     }
 }
 
-fn message(identity: &Identity, registry: &Registry, name: &str, waiting: &Waiting) -> ModelEventMessage {
+fn message(
+    identity: &Identity,
+    registry: &Registry,
+    name: &str,
+    waiting: &Waiting,
+) -> ModelEventMessage {
     let (event, text) = match &waiting.outcome {
         Outcome::Loaded => (Event::Loaded, ""),
         Outcome::LoadFailed(reason) => (Event::LoadFailed, reason.as_str()),

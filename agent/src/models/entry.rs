@@ -62,7 +62,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub fn new(internal: String, version: ModelVersion, runtime: &ModelRuntimeInfo, state: State) -> Arc<Self> {
+    pub fn new(
+        internal: String,
+        version: ModelVersion,
+        runtime: &ModelRuntimeInfo,
+        state: State,
+    ) -> Arc<Self> {
         let bytes = memory(&version, runtime);
         Arc::new(Self {
             internal,
@@ -113,7 +118,12 @@ impl Entry {
 
     /// Says whether an order is for exactly this model.
     pub fn is_same(&self, other: &ModelVersion) -> bool {
-        let spec = |version: &ModelVersion| version.model.as_ref().and_then(|model| model.model_spec.clone());
+        let spec = |version: &ModelVersion| {
+            version
+                .model
+                .as_ref()
+                .and_then(|model| model.model_spec.clone())
+        };
         let plain = |version: &ModelVersion| {
             let mut spec = spec(version).unwrap_or_default();
             spec.model_runtime_info = None;
@@ -149,14 +159,23 @@ impl OrderBook {
             known.cancel.cancel();
         }
         let cancel = CancellationToken::new();
-        orders.insert(internal.to_owned(), Orders { sequence, cancel: cancel.clone() });
+        orders.insert(
+            internal.to_owned(),
+            Orders {
+                sequence,
+                cancel: cancel.clone(),
+            },
+        );
         Some(cancel)
     }
 
     /// Forgets a model whose newest order this is.
     pub fn done(&self, internal: &str, sequence: u64) {
         let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if orders.get(internal).is_some_and(|known| known.sequence == sequence) {
+        if orders
+            .get(internal)
+            .is_some_and(|known| known.sequence == sequence)
+        {
             orders.remove(internal);
         }
     }
@@ -164,16 +183,25 @@ impl OrderBook {
 
 /// `memoryBytes` for each instance; none given counts as nothing.
 fn memory(version: &ModelVersion, runtime: &ModelRuntimeInfo) -> u64 {
-    let spec = version.model.as_ref().and_then(|model| model.model_spec.as_ref());
+    let spec = version
+        .model
+        .as_ref()
+        .and_then(|model| model.model_spec.as_ref());
     let instances = match &runtime.model_runtime_info {
         Some(model_runtime_info::ModelRuntimeInfo::Mlserver(settings)) => settings.parallel_workers,
-        Some(model_runtime_info::ModelRuntimeInfo::Triton(config)) => config.cpu.first().map_or(1, |cpu| cpu.instance_count),
+        Some(model_runtime_info::ModelRuntimeInfo::Triton(config)) => {
+            config.cpu.first().map_or(1, |cpu| cpu.instance_count)
+        }
         None => 1,
     };
-    spec.and_then(|spec| spec.memory_bytes).unwrap_or(0).saturating_mul(u64::from(instances.max(1)))
+    spec.and_then(|spec| spec.memory_bytes)
+        .unwrap_or(0)
+        .saturating_mul(u64::from(instances.max(1)))
 }
 
 fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     since.as_millis().try_into().unwrap_or(u64::MAX)
 }

@@ -18,8 +18,8 @@ use crate::artefact::Artefacts;
 use crate::permits::Permits;
 use crate::repository::Repository;
 use crate::server::InferenceServer;
-use entry::{Entry, OrderBook};
 pub use entry::State;
+use entry::{Entry, OrderBook};
 pub use orders::Outcome;
 
 /// Loads into the inference server at a time when many are restored.
@@ -36,7 +36,8 @@ impl Memory {
     /// Memory that may be booked, over-commitment included.
     pub fn limit(self) -> u64 {
         let budget = u128::from(self.total) * u128::from(self.overcommit_percentage) / 100;
-        self.total.saturating_add(u64::try_from(budget).unwrap_or(u64::MAX))
+        self.total
+            .saturating_add(u64::try_from(budget).unwrap_or(u64::MAX))
     }
 }
 
@@ -92,7 +93,15 @@ impl Registry {
     /// Makes the registry and takes over the models that a former agent left on disk; they count as lost until
     /// [`Registry::restore`] found them in the inference server or brought them back.
     pub fn open(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { artefacts, repository, server, metrics, memory, times, unasked } = parts;
+        let Parts {
+            artefacts,
+            repository,
+            server,
+            metrics,
+            memory,
+            times,
+            unasked,
+        } = parts;
         metrics.gauges().capacity(memory.total, memory.limit());
         let registry = Self(Arc::new(Inner {
             models: RwLock::default(),
@@ -117,7 +126,12 @@ impl Registry {
         for (internal, record) in self.0.repository.records()? {
             match ModelVersion::decode(record.as_slice()) {
                 Ok(version) if internal_name(&version).as_deref() == Ok(internal.as_str()) => {
-                    let entry = Entry::new(internal, version, &self.0.repository.runtime_info(), State::Loading);
+                    let entry = Entry::new(
+                        internal,
+                        version,
+                        &self.0.repository.runtime_info(),
+                        State::Loading,
+                    );
                     self.insert(&entry);
                     self.set(&entry, State::Restoring);
                 }
@@ -129,7 +143,10 @@ impl Registry {
 
     /// Memory the scheduler may still book here.
     pub fn available(&self) -> u64 {
-        self.0.memory.limit().saturating_sub(self.0.used.load(Ordering::SeqCst))
+        self.0
+            .memory
+            .limit()
+            .saturating_sub(self.0.used.load(Ordering::SeqCst))
     }
 
     /// What the scheduler needs to know to count a model's memory here.
@@ -139,8 +156,14 @@ impl Registry {
 
     /// Models the scheduler has here, as it sent them.
     pub fn loaded(&self) -> Vec<ModelVersion> {
-        let wanted = |entry: &&Arc<Entry>| matches!(entry.state(), State::Loaded | State::Restoring);
-        let mut loaded: Vec<_> = self.entries().iter().filter(wanted).map(|entry| self.described(&entry.version)).collect();
+        let wanted =
+            |entry: &&Arc<Entry>| matches!(entry.state(), State::Loaded | State::Restoring);
+        let mut loaded: Vec<_> = self
+            .entries()
+            .iter()
+            .filter(wanted)
+            .map(|entry| self.described(&entry.version))
+            .collect();
         loaded.sort_by(|a, b| name_of(a).cmp(name_of(b)).then(a.version.cmp(&b.version)));
         loaded
     }
@@ -159,7 +182,11 @@ impl Registry {
     pub fn debug(&self) -> Vec<ModelReplicaState> {
         let state = |entry: &Arc<Entry>| {
             let last_used = entry.last_used();
-            let state = if entry.state().serves() { ModelState::InMemory } else { ModelState::Evicted };
+            let state = if entry.state().serves() {
+                ModelState::InMemory
+            } else {
+                ModelState::Evicted
+            };
             ModelReplicaState {
                 state: state.into(),
                 last_accessed: Some(prost_types::Timestamp {
@@ -177,22 +204,42 @@ impl Registry {
     /// The model with the runtime information that this server gave it.
     fn described(&self, version: &ModelVersion) -> ModelVersion {
         let mut version = version.clone();
-        if let Some(spec) = version.model.as_mut().and_then(|model| model.model_spec.as_mut()) {
-            spec.model_runtime_info.get_or_insert_with(|| self.0.repository.runtime_info());
+        if let Some(spec) = version
+            .model
+            .as_mut()
+            .and_then(|model| model.model_spec.as_mut())
+        {
+            spec.model_runtime_info
+                .get_or_insert_with(|| self.0.repository.runtime_info());
         }
         version
     }
 
     fn find(&self, internal: &str) -> Option<Arc<Entry>> {
-        self.0.models.read().unwrap_or_else(PoisonError::into_inner).get(internal).cloned()
+        self.0
+            .models
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(internal)
+            .cloned()
     }
 
     fn entries(&self) -> Vec<Arc<Entry>> {
-        self.0.models.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0
+            .models
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     fn insert(&self, entry: &Arc<Entry>) {
-        let mut models = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
+        let mut models = self
+            .0
+            .models
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         models.insert(entry.internal.clone(), entry.clone());
     }
 
@@ -207,8 +254,16 @@ impl Registry {
             *current = state;
         });
         match state {
-            State::Loaded | State::Releasing => self.0.metrics.gauges().in_memory(&entry.internal, entry.bytes),
-            State::Restoring | State::Released => self.0.metrics.gauges().on_disk(&entry.internal, entry.bytes),
+            State::Loaded | State::Releasing => self
+                .0
+                .metrics
+                .gauges()
+                .in_memory(&entry.internal, entry.bytes),
+            State::Restoring | State::Released => self
+                .0
+                .metrics
+                .gauges()
+                .on_disk(&entry.internal, entry.bytes),
             State::Gone => {
                 self.0.metrics.forget(&entry.internal);
                 if let Some(departed) = self.0.departed.get() {
@@ -223,8 +278,15 @@ impl Registry {
     async fn drop_model(&self, entry: &Arc<Entry>, reason: &str) {
         let _ = entry.reason.set(reason.to_owned());
         {
-            let mut models = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
-            if models.get(&entry.internal).is_some_and(|known| Arc::ptr_eq(known, entry)) {
+            let mut models = self
+                .0
+                .models
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            if models
+                .get(&entry.internal)
+                .is_some_and(|known| Arc::ptr_eq(known, entry))
+            {
                 models.remove(&entry.internal);
             }
         }
@@ -246,9 +308,14 @@ fn name_of(version: &ModelVersion) -> &str {
 pub fn internal_name(version: &ModelVersion) -> Result<String, String> {
     let name = name_of(version);
     let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    let first = name
+        .chars()
+        .next()
+        .is_some_and(|c| c.is_ascii_alphanumeric());
     if !first || name.len() > 253 || !name.chars().all(usable) {
-        return Err(format!("model name {name:?} cannot be used: letters, digits, '-', '_' and '.' only"));
+        return Err(format!(
+            "model name {name:?} cannot be used: letters, digits, '-', '_' and '.' only"
+        ));
     }
     Ok(format!("{name}_{}", version.version))
 }

@@ -40,7 +40,9 @@ impl Registry {
             Ok(internal) => internal,
             Err(reason) => return Outcome::LoadFailed(reason),
         };
-        let Some(cancel) = self.0.orders.accept(&internal, sequence) else { return Outcome::Superseded };
+        let Some(cancel) = self.0.orders.accept(&internal, sequence) else {
+            return Outcome::Superseded;
+        };
         self.0.metrics.gauges().count_load();
         let outcome = self.load_in_turn(&internal, version, &cancel).await;
         if matches!(outcome, Outcome::LoadFailed(_)) {
@@ -49,7 +51,12 @@ impl Registry {
         outcome
     }
 
-    async fn load_in_turn(&self, internal: &str, version: ModelVersion, cancel: &CancellationToken) -> Outcome {
+    async fn load_in_turn(
+        &self,
+        internal: &str,
+        version: ModelVersion,
+        cancel: &CancellationToken,
+    ) -> Outcome {
         let known = self.find(internal);
         if let Some(known) = known.filter(|known| known.is_same(&version)) {
             if known.state() == State::Restoring {
@@ -80,7 +87,12 @@ impl Registry {
             let _turn = old.turn.lock().await;
             self.set(&old, State::Gone);
         }
-        let entry = Entry::new(internal.to_owned(), version, &self.0.repository.runtime_info(), State::Loading);
+        let entry = Entry::new(
+            internal.to_owned(),
+            version,
+            &self.0.repository.runtime_info(),
+            State::Loading,
+        );
         self.insert(&entry);
         entry
     }
@@ -89,7 +101,9 @@ impl Registry {
     async fn load_entry(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Outcome {
         let limit = self.0.times.load;
         let late = || Broken::Failed(format!("it was not loaded within {limit:?}"));
-        let result = tokio::time::timeout(limit, self.bring(entry, cancel)).await.unwrap_or_else(|_| Err(late()));
+        let result = tokio::time::timeout(limit, self.bring(entry, cancel))
+            .await
+            .unwrap_or_else(|_| Err(late()));
         match result {
             Ok(()) => {
                 self.set(entry, State::Loaded);
@@ -105,7 +119,12 @@ impl Registry {
 
     /// Downloads, installs and loads.
     async fn bring(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Result<(), Broken> {
-        let spec = entry.version.model.as_ref().and_then(|model| model.model_spec.clone()).unwrap_or_default();
+        let spec = entry
+            .version
+            .model
+            .as_ref()
+            .and_then(|model| model.model_spec.clone())
+            .unwrap_or_default();
         let fetched = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(Broken::Cancelled),
@@ -117,8 +136,16 @@ impl Registry {
         let install = move || repository.install(&fetched.folder, &spec, &internal, &record);
         match tokio::task::spawn_blocking(install).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(Broken::Failed(format!("the artefact at {uri} cannot be used: {error}"))),
-            Err(_) => return Err(Broken::Failed("installing the artefact was broken off".to_owned())),
+            Ok(Err(error)) => {
+                return Err(Broken::Failed(format!(
+                    "the artefact at {uri} cannot be used: {error}"
+                )));
+            }
+            Err(_) => {
+                return Err(Broken::Failed(
+                    "installing the artefact was broken off".to_owned(),
+                ));
+            }
         }
         tokio::select! {
             biased;
@@ -152,7 +179,9 @@ impl Registry {
             Ok(internal) => internal,
             Err(reason) => return Outcome::UnloadFailed(reason),
         };
-        let Some(cancel) = self.0.orders.accept(&internal, sequence) else { return Outcome::Superseded };
+        let Some(cancel) = self.0.orders.accept(&internal, sequence) else {
+            return Outcome::Superseded;
+        };
         self.0.metrics.gauges().count_unload();
         let Some(entry) = self.find(&internal) else {
             self.0.orders.done(&internal, sequence);
@@ -207,7 +236,10 @@ impl Registry {
     /// Out of memory; a request that came in just before is answered first.
     async fn release(&self, entry: &Arc<Entry>) -> Result<(), String> {
         self.set(entry, State::Released);
-        if tokio::time::timeout(self.0.times.unload, entry.idle()).await.is_err() {
+        if tokio::time::timeout(self.0.times.unload, entry.idle())
+            .await
+            .is_err()
+        {
             self.set(entry, State::Releasing);
             return Err("it is still answering requests".to_owned());
         }
@@ -236,7 +268,11 @@ impl Registry {
             match entry.state() {
                 State::Releasing => {
                     if let Err(error) = self.release(&entry).await {
-                        tracing::warn!(model = entry.internal, error, "a released model stays in memory");
+                        tracing::warn!(
+                            model = entry.internal,
+                            error,
+                            "a released model stays in memory"
+                        );
                     }
                 }
                 State::Released => break self.drop_model(&entry, "it was unloaded").await,

@@ -35,7 +35,13 @@ impl Registry {
                 }
                 State::Gone => match self.find(&entry.internal) {
                     Some(newer) if !Arc::ptr_eq(&newer, &entry) => entry = newer,
-                    _ => return Err(entry.reason.get().cloned().map_or(NotServed::Unknown, NotServed::Failed)),
+                    _ => {
+                        return Err(entry
+                            .reason
+                            .get()
+                            .cloned()
+                            .map_or(NotServed::Unknown, NotServed::Failed));
+                    }
                 },
                 State::Released => {
                     tokio::spawn(self.clone().revive(entry.clone()));
@@ -74,11 +80,18 @@ impl Registry {
     /// again, unknown ones unloaded. Slow ones go on after the time limit. Fails when the server ends meanwhile.
     pub async fn restore(&self) -> Result<(), ServerError> {
         let index = self.0.server.index().await?;
-        let resident: std::collections::HashSet<&str> =
-            index.iter().filter(|model| model.state == "READY").map(|model| model.name.as_str()).collect();
+        let resident: std::collections::HashSet<&str> = index
+            .iter()
+            .filter(|model| model.state == "READY")
+            .map(|model| model.name.as_str())
+            .collect();
         self.unload_strangers(&index).await;
         let (mut suspects, mut others) = (Vec::new(), Vec::new());
-        for entry in self.entries().into_iter().filter(|entry| entry.state() == State::Restoring) {
+        for entry in self
+            .entries()
+            .into_iter()
+            .filter(|entry| entry.state() == State::Restoring)
+        {
             if resident.contains(entry.internal.as_str()) {
                 self.set(&entry, State::Loaded);
             } else if entry.crashes.load(Ordering::Relaxed) > 0 {
@@ -97,7 +110,10 @@ impl Registry {
     async fn unload_strangers(&self, index: &[Indexed]) {
         for model in index.iter().filter(|model| model.is_resident()) {
             if self.find(&model.name).is_none() {
-                tracing::info!(model = model.name, "the inference server holds a model that nobody ordered: unloading it");
+                tracing::info!(
+                    model = model.name,
+                    "the inference server holds a model that nobody ordered: unloading it"
+                );
                 if let Err(error) = self.0.server.unload(&model.name).await {
                     tracing::warn!(model = model.name, %error, "it stays");
                 }
@@ -107,7 +123,9 @@ impl Registry {
 
     /// Models that were being loaded when the server ended come last, one after another: one of them may be why.
     async fn restore_all(self, others: Vec<Arc<Entry>>, suspects: Vec<Arc<Entry>>) {
-        let restores = others.iter().map(|entry| self.0.restores.run(self.restore_one(entry)));
+        let restores = others
+            .iter()
+            .map(|entry| self.0.restores.run(self.restore_one(entry)));
         futures_util::future::join_all(restores).await;
         for entry in &suspects {
             self.restore_one(entry).await;
@@ -124,12 +142,18 @@ impl Registry {
                 entry.crashes.store(0, Ordering::Relaxed);
                 self.set(entry, State::Loaded);
             }
-            Err(ServerError::Unreachable) if entry.crashes.fetch_add(1, Ordering::Relaxed) + 1 < CRASHES => {}
+            Err(ServerError::Unreachable)
+                if entry.crashes.fetch_add(1, Ordering::Relaxed) + 1 < CRASHES => {}
             Err(error) => {
-                let reason = format!("it could not be loaded again after the inference server restarted: {error}");
+                let reason = format!(
+                    "it could not be loaded again after the inference server restarted: {error}"
+                );
                 self.drop_model(entry, &reason).await;
                 // The receiver lives as long as the control loop; without it nobody is to be told.
-                let _ = self.0.unasked.send((entry.version.clone(), Outcome::LoadFailed(reason)));
+                let _ = self
+                    .0
+                    .unasked
+                    .send((entry.version.clone(), Outcome::LoadFailed(reason)));
             }
         }
     }

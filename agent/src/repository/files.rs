@@ -18,7 +18,10 @@ pub fn folders(root: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
     let mut waiting = VecDeque::from([(root.to_owned(), 0)]);
     while let Some((folder, depth)) = waiting.pop_front() {
         if depth < MAX_DEPTH {
-            let mut inner: Vec<_> = entries(&folder)?.into_iter().filter(|path| is_real(path, fs::Metadata::is_dir)).collect();
+            let mut inner: Vec<_> = entries(&folder)?
+                .into_iter()
+                .filter(|path| is_real(path, fs::Metadata::is_dir))
+                .collect();
             inner.sort();
             waiting.extend(inner.into_iter().map(|path| (path, depth + 1)));
         }
@@ -29,13 +32,20 @@ pub fn folders(root: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
 
 /// Regular files directly in a folder, by name.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
-    let mut found: Vec<_> = entries(folder)?.into_iter().filter(|path| is_real(path, fs::Metadata::is_file)).collect();
+    let mut found: Vec<_> = entries(folder)?
+        .into_iter()
+        .filter(|path| is_real(path, fs::Metadata::is_file))
+        .collect();
     found.sort();
     Ok(found)
 }
 
 pub fn entries(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
-    let read = || -> io::Result<Vec<PathBuf>> { fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect() };
+    let read = || -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?
+            .map(|entry| Ok(entry?.path()))
+            .collect()
+    };
     read().map_err(|error| RepositoryError::disk(folder, &error))
 }
 
@@ -47,10 +57,15 @@ pub fn is_real(path: &Path, kind: fn(&fs::Metadata) -> bool) -> bool {
 /// Makes `to` a copy of `from` by hard links, or by copying where the file system has none.
 pub fn link_tree(from: &Path, to: &Path) -> Result<(), RepositoryError> {
     for folder in folders(from)? {
-        let inside = folder.strip_prefix(from).map(|path| to.join(path)).unwrap_or_else(|_| to.to_owned());
+        let inside = folder
+            .strip_prefix(from)
+            .map(|path| to.join(path))
+            .unwrap_or_else(|_| to.to_owned());
         fs::create_dir_all(&inside).map_err(|error| RepositoryError::disk(&inside, &error))?;
         for file in files(&folder)? {
-            let Some(name) = file.file_name() else { continue };
+            let Some(name) = file.file_name() else {
+                continue;
+            };
             let target = inside.join(name);
             if fs::hard_link(&file, &target).is_err() {
                 fs::copy(&file, &target).map_err(|error| RepositoryError::disk(&target, &error))?;
@@ -75,7 +90,9 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), RepositoryError> {
 /// Removes a folder with all it holds; nothing there is fine.
 pub fn remove_folder(path: &Path) -> Result<(), RepositoryError> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RepositoryError::disk(path, &error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(RepositoryError::disk(path, &error))
+        }
         _ => Ok(()),
     }
 }

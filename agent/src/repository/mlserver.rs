@@ -1,7 +1,9 @@
 //! MLServer's layout: `<models>/<name>_<version>/1/model-settings.json` and the artefact beside it.
 use std::path::{Path, PathBuf};
 
-use seldon_proto::scheduler::{MlServerModelSettings, ModelRuntimeInfo, ModelSpec, model_runtime_info};
+use seldon_proto::scheduler::{
+    MlServerModelSettings, ModelRuntimeInfo, ModelSpec, model_runtime_info,
+};
 
 use super::files::{self, RECORD};
 use super::settings::{InferUri, SETTINGS, settings};
@@ -21,30 +23,57 @@ pub struct Mlserver {
 
 impl Mlserver {
     /// `models` is MLServer's folder; half-made folders of a former agent are removed from it.
-    pub fn open(models: PathBuf, envoy: InferUri, parallel_workers: u32) -> Result<Self, RepositoryError> {
+    pub fn open(
+        models: PathBuf,
+        envoy: InferUri,
+        parallel_workers: u32,
+    ) -> Result<Self, RepositoryError> {
         std::fs::create_dir_all(&models).map_err(|error| RepositoryError::disk(&models, &error))?;
         for path in files::entries(&models)? {
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(STAGING)) {
+            if path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(STAGING))
+            {
                 files::remove_folder(&path)?;
             }
         }
-        Ok(Self { models, envoy, parallel_workers })
+        Ok(Self {
+            models,
+            envoy,
+            parallel_workers,
+        })
     }
 
-    fn fill(&self, staging: &Path, root: &Path, spec: &ModelSpec, internal: &str, record: &[u8]) -> Result<(), RepositoryError> {
+    fn fill(
+        &self,
+        staging: &Path,
+        root: &Path,
+        spec: &ModelSpec,
+        internal: &str,
+        record: &[u8],
+    ) -> Result<(), RepositoryError> {
         let existing = existing_settings(root)?;
         let settings = settings(existing.as_deref(), root, spec, internal, &self.envoy)?;
         let version = staging.join(VERSION);
         files::link_tree(root, &version)?;
-        let text = serde_json::to_vec_pretty(&settings)
-            .map_err(|error| RepositoryError::Settings { file: SETTINGS.to_owned(), reason: error.to_string() })?;
+        let text =
+            serde_json::to_vec_pretty(&settings).map_err(|error| RepositoryError::Settings {
+                file: SETTINGS.to_owned(),
+                reason: error.to_string(),
+            })?;
         files::replace_file(&version.join(SETTINGS), &text)?;
         files::replace_file(&staging.join(RECORD), record)
     }
 }
 
 impl Repository for Mlserver {
-    fn install(&self, folder: &Path, spec: &ModelSpec, internal: &str, record: &[u8]) -> Result<(), RepositoryError> {
+    fn install(
+        &self,
+        folder: &Path,
+        spec: &ModelSpec,
+        internal: &str,
+        record: &[u8],
+    ) -> Result<(), RepositoryError> {
         let root = artefact_root(folder, spec.artifact_version)?;
         let staging = self.models.join(format!("{STAGING}{internal}"));
         files::remove_folder(&staging)?;
@@ -59,8 +88,12 @@ impl Repository for Mlserver {
     }
 
     fn runtime_info(&self) -> ModelRuntimeInfo {
-        let settings = MlServerModelSettings { parallel_workers: self.parallel_workers };
-        ModelRuntimeInfo { model_runtime_info: Some(model_runtime_info::ModelRuntimeInfo::Mlserver(settings)) }
+        let settings = MlServerModelSettings {
+            parallel_workers: self.parallel_workers,
+        };
+        ModelRuntimeInfo {
+            model_runtime_info: Some(model_runtime_info::ModelRuntimeInfo::Mlserver(settings)),
+        }
     }
 
     fn remove(&self, internal: &str) -> Result<(), RepositoryError> {
@@ -70,7 +103,9 @@ impl Repository for Mlserver {
     fn forget(&self, internal: &str) -> Result<(), RepositoryError> {
         let record = self.models.join(internal).join(RECORD);
         match std::fs::remove_file(&record) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RepositoryError::disk(&record, &error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(RepositoryError::disk(&record, &error))
+            }
             _ => Ok(()),
         }
     }
@@ -78,7 +113,9 @@ impl Repository for Mlserver {
     fn records(&self) -> Result<Vec<(String, Vec<u8>)>, RepositoryError> {
         let mut records = Vec::new();
         for folder in files::entries(&self.models)? {
-            let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+            let name = folder
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned());
             if let (Some(name), Ok(record)) = (name, std::fs::read(folder.join(RECORD))) {
                 records.push((name, record));
             }
@@ -95,7 +132,10 @@ fn existing_settings(root: &Path) -> Result<Option<String>, RepositoryError> {
     }
     std::fs::read_to_string(&path)
         .map(Some)
-        .map_err(|error| RepositoryError::Settings { file: SETTINGS.to_owned(), reason: error.to_string() })
+        .map_err(|error| RepositoryError::Settings {
+            file: SETTINGS.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 /// Finds the folder inside a downloaded artefact that holds the model.
@@ -103,7 +143,8 @@ pub fn artefact_root(folder: &Path, version: Option<u32>) -> Result<PathBuf, Rep
     if files::entries(folder)?.is_empty() {
         return Err(RepositoryError::Empty);
     }
-    let has_settings = |path: &Path| files::is_real(&path.join(SETTINGS), std::fs::Metadata::is_file);
+    let has_settings =
+        |path: &Path| files::is_real(&path.join(SETTINGS), std::fs::Metadata::is_file);
     if has_settings(folder) {
         return Ok(folder.to_owned());
     }
@@ -116,18 +157,29 @@ pub fn artefact_root(folder: &Path, version: Option<u32>) -> Result<PathBuf, Rep
         let highest = numbered.into_iter().max_by_key(|(number, _)| *number);
         return Ok(highest.map_or_else(|| folder.to_owned(), |(_, path)| path));
     };
-    let mut matching: Vec<PathBuf> =
-        numbered.into_iter().filter(|(number, _)| *number == version).map(|(_, path)| path).collect();
+    let mut matching: Vec<PathBuf> = numbered
+        .into_iter()
+        .filter(|(number, _)| *number == version)
+        .map(|(_, path)| path)
+        .collect();
     match matching.len() {
         0 => Err(RepositoryError::NoVersion { version }),
         1 => Ok(matching.remove(0)),
-        _ => Err(RepositoryError::SeveralVersions { version, found: inner_names(folder, &matching) }),
+        _ => Err(RepositoryError::SeveralVersions {
+            version,
+            found: inner_names(folder, &matching),
+        }),
     }
 }
 
 fn inner_names(folder: &Path, found: &[PathBuf]) -> String {
-    let names = found.iter().filter_map(|path| path.strip_prefix(folder).ok());
-    names.map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    let names = found
+        .iter()
+        .filter_map(|path| path.strip_prefix(folder).ok());
+    names
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]
@@ -147,20 +199,54 @@ mod tests {
             write(folder.path(), name, "{}");
         }
         let root = artefact_root(folder.path(), version).map_err(|error| error.to_string())?;
-        Ok(root.strip_prefix(folder.path()).unwrap().display().to_string())
+        Ok(root
+            .strip_prefix(folder.path())
+            .unwrap()
+            .display()
+            .to_string())
     }
 
     #[test]
     fn root_follows_the_documented_rules() {
         let s = |text: &str| Ok(text.to_owned());
-        assert_eq!(root_of(&["model-settings.json", "2/model-settings.json"], Some(2)), s(""));
-        assert_eq!(root_of(&["1/model-settings.json", "2/model-settings.json"], Some(1)), s("1"));
-        assert_eq!(root_of(&["a/3/model-settings.json", "2/model-settings.json"], None), s("a/3"));
-        assert_eq!(root_of(&["10/model-settings.json", "9/model-settings.json", "11/other"], None), s("10"));
+        assert_eq!(
+            root_of(&["model-settings.json", "2/model-settings.json"], Some(2)),
+            s("")
+        );
+        assert_eq!(
+            root_of(&["1/model-settings.json", "2/model-settings.json"], Some(1)),
+            s("1")
+        );
+        assert_eq!(
+            root_of(&["a/3/model-settings.json", "2/model-settings.json"], None),
+            s("a/3")
+        );
+        assert_eq!(
+            root_of(
+                &[
+                    "10/model-settings.json",
+                    "9/model-settings.json",
+                    "11/other"
+                ],
+                None
+            ),
+            s("10")
+        );
         assert_eq!(root_of(&["model.joblib"], None), s(""));
         assert_eq!(root_of(&["named/model-settings.json"], None), s(""));
-        assert!(root_of(&["1/model-settings.json"], Some(4)).unwrap_err().contains("no version 4"));
-        assert!(root_of(&["a/1/model-settings.json", "b/1/model-settings.json"], Some(1)).unwrap_err().contains("a/1, b/1"));
+        assert!(
+            root_of(&["1/model-settings.json"], Some(4))
+                .unwrap_err()
+                .contains("no version 4")
+        );
+        assert!(
+            root_of(
+                &["a/1/model-settings.json", "b/1/model-settings.json"],
+                Some(1)
+            )
+            .unwrap_err()
+            .contains("a/1, b/1")
+        );
         assert_eq!(root_of(&[], None), Err("the artefact is empty".to_owned()));
     }
 
@@ -169,22 +255,48 @@ mod tests {
         let artefact = tempfile::tempdir().unwrap();
         write(artefact.path(), "model.joblib", "weights");
         write(artefact.path(), "code/helper.py", "x");
-        write(artefact.path(), "model-settings.json", r#"{"name":"a","implementation":"b.C"}"#);
+        write(
+            artefact.path(),
+            "model-settings.json",
+            r#"{"name":"a","implementation":"b.C"}"#,
+        );
         std::os::unix::fs::symlink("/etc/passwd", artefact.path().join("leak")).unwrap();
         let models = tempfile::tempdir().unwrap();
         write(models.path(), ".new-old/1/x", "half made");
-        let envoy = InferUri { host: "e".into(), port: 1, tls: false };
+        let envoy = InferUri {
+            host: "e".into(),
+            port: 1,
+            tls: false,
+        };
         let repository = Mlserver::open(models.path().to_owned(), envoy, 1).unwrap();
         for record in [b"one".as_slice(), b"two".as_slice()] {
-            repository.install(artefact.path(), &ModelSpec::default(), "iris_1", record).unwrap();
+            repository
+                .install(artefact.path(), &ModelSpec::default(), "iris_1", record)
+                .unwrap();
         }
         let installed = models.path().join("iris_1/1");
-        assert_eq!(fs::read_to_string(installed.join("model.joblib")).unwrap(), "weights");
-        assert_eq!(fs::read_to_string(installed.join("code/helper.py")).unwrap(), "x");
+        assert_eq!(
+            fs::read_to_string(installed.join("model.joblib")).unwrap(),
+            "weights"
+        );
+        assert_eq!(
+            fs::read_to_string(installed.join("code/helper.py")).unwrap(),
+            "x"
+        );
         assert!(!installed.join("leak").exists());
-        assert!(fs::read_to_string(installed.join(SETTINGS)).unwrap().contains("iris_1"));
-        assert_eq!(fs::read_to_string(artefact.path().join(SETTINGS)).unwrap(), r#"{"name":"a","implementation":"b.C"}"#);
-        assert_eq!(repository.records().unwrap(), [("iris_1".to_owned(), b"two".to_vec())]);
+        assert!(
+            fs::read_to_string(installed.join(SETTINGS))
+                .unwrap()
+                .contains("iris_1")
+        );
+        assert_eq!(
+            fs::read_to_string(artefact.path().join(SETTINGS)).unwrap(),
+            r#"{"name":"a","implementation":"b.C"}"#
+        );
+        assert_eq!(
+            repository.records().unwrap(),
+            [("iris_1".to_owned(), b"two".to_vec())]
+        );
         assert_eq!(fs::read_dir(models.path()).unwrap().count(), 1);
         repository.forget("iris_1").unwrap();
         assert!(repository.records().unwrap().is_empty());

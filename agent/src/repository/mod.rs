@@ -15,7 +15,13 @@ pub use settings::{InferUri, SETTINGS};
 pub trait Repository: Send + Sync + 'static {
     /// Installs the artefact in `folder` under the name `internal`, replacing what was there. `record` is kept beside
     /// it so that a restarted agent knows the model again.
-    fn install(&self, folder: &Path, spec: &ModelSpec, internal: &str, record: &[u8]) -> Result<(), RepositoryError>;
+    fn install(
+        &self,
+        folder: &Path,
+        spec: &ModelSpec,
+        internal: &str,
+        record: &[u8],
+    ) -> Result<(), RepositoryError>;
 
     /// What the scheduler needs to know to count this model's memory.
     fn runtime_info(&self) -> ModelRuntimeInfo;
@@ -42,17 +48,29 @@ pub enum RepositoryError {
     #[error("{file} cannot be used: {reason}")]
     Settings { file: String, reason: String },
     #[error("no {patterns} in {folder}, and no {SETTINGS} either")]
-    NoModelFile { patterns: &'static str, folder: String },
+    NoModelFile {
+        patterns: &'static str,
+        folder: String,
+    },
     #[error("no class that extends MLModel in any *.py of {folder}, and no {SETTINGS} either")]
     NoModelClass { folder: String },
-    #[error("no {SETTINGS} in {folder}, and none can be made for the requirements {requirements}: use one of {known}")]
-    NoSettings { folder: String, requirements: String, known: &'static str },
+    #[error(
+        "no {SETTINGS} in {folder}, and none can be made for the requirements {requirements}: use one of {known}"
+    )]
+    NoSettings {
+        folder: String,
+        requirements: String,
+        known: &'static str,
+    },
     #[error("{path}: {reason}")]
     Disk { path: PathBuf, reason: String },
 }
 
 impl RepositoryError {
     fn disk(path: &Path, error: &std::io::Error) -> Self {
-        Self::Disk { path: path.to_owned(), reason: error.to_string() }
+        Self::Disk {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }
     }
 }

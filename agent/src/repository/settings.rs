@@ -1,8 +1,8 @@
 //! MLServer's `model-settings.json`: edited where the artefact brings one, made from the requirements where not.
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
 use seldon_proto::scheduler::{ModelSpec, model_spec};
+use serde_json::{Map, Value, json};
 
 use super::{RepositoryError, files};
 
@@ -27,7 +27,10 @@ impl InferUri {
             (_, Some(pipeline)) if !pipeline.is_empty() => ("pipelines", pipeline),
             _ => return None,
         };
-        Some(format!("{scheme}://{}:{}/v2/{kind}/{name}/infer", self.host, self.port))
+        Some(format!(
+            "{scheme}://{}:{}/v2/{kind}/{name}/infer",
+            self.host, self.port
+        ))
     }
 }
 
@@ -58,7 +61,10 @@ pub fn settings(
 }
 
 fn parse(text: &str) -> Result<Map<String, Value>, RepositoryError> {
-    let wrong = |reason: String| RepositoryError::Settings { file: SETTINGS.to_owned(), reason };
+    let wrong = |reason: String| RepositoryError::Settings {
+        file: SETTINGS.to_owned(),
+        reason,
+    };
     // Some editors put a byte order mark in front.
     match serde_json::from_str(text.trim_start_matches('\u{feff}')) {
         Ok(Value::Object(settings)) => Ok(settings),
@@ -85,9 +91,14 @@ fn extra(spec: &ModelSpec, envoy: &InferUri) -> Map<String, Value> {
     let infer_uri = match &spec.model_spec {
         Some(model_spec::ModelSpec::Explainer(explainer)) => {
             extra.insert("explainer_type".to_owned(), json!(explainer.r#type));
-            envoy.of(explainer.model_ref.as_deref(), explainer.pipeline_ref.as_deref())
+            envoy.of(
+                explainer.model_ref.as_deref(),
+                explainer.pipeline_ref.as_deref(),
+            )
         }
-        Some(model_spec::ModelSpec::Llm(llm)) => envoy.of(llm.model_ref.as_deref(), llm.pipeline_ref.as_deref()),
+        Some(model_spec::ModelSpec::Llm(llm)) => {
+            envoy.of(llm.model_ref.as_deref(), llm.pipeline_ref.as_deref())
+        }
         None => None,
     };
     if let Some(uri) = infer_uri {
@@ -110,50 +121,93 @@ fn generate(root: &Path, spec: &ModelSpec) -> Result<Map<String, Value>, Reposit
         return explainer(root);
     }
     let requirements = spec.requirements.join(", ");
-    let requirements = if requirements.is_empty() { "(none)".to_owned() } else { requirements };
-    Err(RepositoryError::NoSettings { folder: shown(root), requirements, known: KNOWN })
+    let requirements = if requirements.is_empty() {
+        "(none)".to_owned()
+    } else {
+        requirements
+    };
+    Err(RepositoryError::NoSettings {
+        folder: shown(root),
+        requirements,
+        known: KNOWN,
+    })
 }
 
-fn for_requirement(root: &Path, requirement: &str) -> Result<Option<Map<String, Value>>, RepositoryError> {
+fn for_requirement(
+    root: &Path,
+    requirement: &str,
+) -> Result<Option<Map<String, Value>>, RepositoryError> {
     let settings = match requirement {
         "alibi-detect" => runtime("mlserver_alibi_detect.AlibiDetectRuntime", "./"),
         "alibi-explain" => explainer(root)?,
-        "lightgbm" => runtime("mlserver_lightgbm.LightGBMModel", &model_file(root, &["bst"], "*.bst")?),
+        "lightgbm" => runtime(
+            "mlserver_lightgbm.LightGBMModel",
+            &model_file(root, &["bst"], "*.bst")?,
+        ),
         "mlflow" => runtime("mlserver_mlflow.MLflowRuntime", "./"),
         "python" => custom(root)?,
         "sklearn" => {
-            let file = model_file(root, &["joblib", "pkl", "pickle"], "*.joblib, *.pkl or *.pickle")?;
+            let file = model_file(
+                root,
+                &["joblib", "pkl", "pickle"],
+                "*.joblib, *.pkl or *.pickle",
+            )?;
             runtime("mlserver_sklearn.SKLearnModel", &file)
         }
-        "xgboost" => runtime("mlserver_xgboost.XGBoostModel", &model_file(root, &["json", "bst"], "*.json or *.bst")?),
+        "xgboost" => runtime(
+            "mlserver_xgboost.XGBoostModel",
+            &model_file(root, &["json", "bst"], "*.json or *.bst")?,
+        ),
         _ => return Ok(None),
     };
     Ok(Some(settings))
 }
 
 fn runtime(implementation: &str, uri: &str) -> Map<String, Value> {
-    let settings = json!({"name": "", "implementation": implementation, "parameters": {"uri": uri}});
+    let settings =
+        json!({"name": "", "implementation": implementation, "parameters": {"uri": uri}});
     settings.as_object().cloned().unwrap_or_default()
 }
 
 /// The explainer's own folder is the first one inside the artefact.
 fn explainer(root: &Path) -> Result<Map<String, Value>, RepositoryError> {
     let inner = files::folders(root)?.into_iter().nth(1);
-    let name = inner.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-    let name = name.ok_or_else(|| RepositoryError::NoModelFile { patterns: "sub-folder with the explainer", folder: shown(root) })?;
-    let mut settings = runtime("mlserver_alibi_explain.AlibiExplainRuntime", &format!("./{name}"));
+    let name = inner
+        .as_deref()
+        .and_then(Path::file_name)
+        .map(|name| name.to_string_lossy().into_owned());
+    let name = name.ok_or_else(|| RepositoryError::NoModelFile {
+        patterns: "sub-folder with the explainer",
+        folder: shown(root),
+    })?;
+    let mut settings = runtime(
+        "mlserver_alibi_explain.AlibiExplainRuntime",
+        &format!("./{name}"),
+    );
     settings.insert("parallel_workers".to_owned(), json!(0));
     Ok(settings)
 }
 
 /// The first file by the order of the endings, then by name.
-fn model_file(root: &Path, endings: &[&str], patterns: &'static str) -> Result<String, RepositoryError> {
+fn model_file(
+    root: &Path,
+    endings: &[&str],
+    patterns: &'static str,
+) -> Result<String, RepositoryError> {
     let files = files::files(root)?;
     let found = endings.iter().find_map(|ending| {
-        files.iter().find(|file| file.extension().is_some_and(|extension| extension == *ending))
+        files.iter().find(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == *ending)
+        })
     });
-    let name = found.and_then(|file| file.file_name()).map(|name| format!("./{}", name.to_string_lossy()));
-    name.ok_or_else(|| RepositoryError::NoModelFile { patterns, folder: shown(root) })
+    let name = found
+        .and_then(|file| file.file_name())
+        .map(|name| format!("./{}", name.to_string_lossy()));
+    name.ok_or_else(|| RepositoryError::NoModelFile {
+        patterns,
+        folder: shown(root),
+    })
 }
 
 /// `<file>.<Class>` of the first Python file with a class that extends `MLModel`.
@@ -163,11 +217,15 @@ fn custom(root: &Path) -> Result<Map<String, Value>, RepositoryError> {
             continue;
         }
         let source = std::fs::read_to_string(&file).unwrap_or_default();
-        let (Some(class), Some(stem)) = (model_class(&source), file.file_stem()) else { continue };
+        let (Some(class), Some(stem)) = (model_class(&source), file.file_stem()) else {
+            continue;
+        };
         let stem = stem.to_string_lossy();
         return Ok(runtime(&format!("{stem}.{class}"), &format!("./{stem}.py")));
     }
-    Err(RepositoryError::NoModelClass { folder: shown(root) })
+    Err(RepositoryError::NoModelClass {
+        folder: shown(root),
+    })
 }
 
 /// The name in the first line like `class Name(MLModel):` (also `mlserver.MLModel` and several bases).
@@ -176,7 +234,9 @@ fn model_class(source: &str) -> Option<&str> {
         let rest = line.strip_prefix("class ")?;
         let (name, bases) = rest.split_once('(')?;
         let (bases, _) = bases.split_once(')')?;
-        let extends = bases.split(',').any(|base| base.trim().rsplit('.').next() == Some("MLModel"));
+        let extends = bases
+            .split(',')
+            .any(|base| base.trim().rsplit('.').next() == Some("MLModel"));
         let name = name.trim();
         let is_name = !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
         (extends && is_name).then_some(name)
@@ -185,8 +245,14 @@ fn model_class(source: &str) -> Option<&str> {
 
 /// A folder as an error shows it: its name inside the artefact, never a path of this machine.
 fn shown(root: &Path) -> String {
-    let number = root.file_name().and_then(|name| name.to_str()).filter(|name| name.parse::<u32>().is_ok());
-    number.map_or_else(|| "the artefact".to_owned(), |number| format!("the artefact's folder {number}"))
+    let number = root
+        .file_name()
+        .and_then(|name| name.to_str())
+        .filter(|name| name.parse::<u32>().is_ok());
+    number.map_or_else(
+        || "the artefact".to_owned(),
+        |number| format!("the artefact's folder {number}"),
+    )
 }
 
 #[cfg(test)]
@@ -195,11 +261,18 @@ mod tests {
     use seldon_proto::scheduler::{ExplainerSpec, LlmSpec, ParameterSpec};
 
     fn envoy() -> InferUri {
-        InferUri { host: "envoy".into(), port: 9000, tls: false }
+        InferUri {
+            host: "envoy".into(),
+            port: 9000,
+            tls: false,
+        }
     }
 
     fn spec(requirements: &[&str]) -> ModelSpec {
-        ModelSpec { requirements: requirements.iter().map(|name| (*name).to_owned()).collect(), ..Default::default() }
+        ModelSpec {
+            requirements: requirements.iter().map(|name| (*name).to_owned()).collect(),
+            ..Default::default()
+        }
     }
 
     fn folder(names: &[(&str, &str)]) -> tempfile::TempDir {
@@ -213,39 +286,102 @@ mod tests {
     }
 
     fn made(names: &[(&str, &str)], requirements: &[&str]) -> Result<Value, RepositoryError> {
-        settings(None, folder(names).path(), &spec(requirements), "m_1", &envoy())
+        settings(
+            None,
+            folder(names).path(),
+            &spec(requirements),
+            "m_1",
+            &envoy(),
+        )
     }
 
     #[test]
     fn requirements_make_settings() {
-        let python = "import x\nclass Other(Base):\n  pass\nclass Mine(mlserver.MLModel):\n  pass\n";
+        let python =
+            "import x\nclass Other(Base):\n  pass\nclass Mine(mlserver.MLModel):\n  pass\n";
         for (files, requirement, implementation, uri) in [
-            (vec![("b.pkl", ""), ("model.joblib", "")], "sklearn", "mlserver_sklearn.SKLearnModel", "./model.joblib"),
-            (vec![("b.pickle", "")], "sklearn", "mlserver_sklearn.SKLearnModel", "./b.pickle"),
-            (vec![("m.bst", "")], "xgboost", "mlserver_xgboost.XGBoostModel", "./m.bst"),
-            (vec![("m.bst", ""), ("m.json", "")], "xgboost", "mlserver_xgboost.XGBoostModel", "./m.json"),
-            (vec![("m.bst", "")], "lightgbm", "mlserver_lightgbm.LightGBMModel", "./m.bst"),
-            (vec![("MLmodel", "")], "mlflow", "mlserver_mlflow.MLflowRuntime", "./"),
-            (vec![("x", "")], "alibi-detect", "mlserver_alibi_detect.AlibiDetectRuntime", "./"),
-            (vec![("data/explainer.dill", "")], "alibi-explain", "mlserver_alibi_explain.AlibiExplainRuntime", "./data"),
-            (vec![("a.py", "x=1"), ("mine.py", python)], "python", "mine.Mine", "./mine.py"),
+            (
+                vec![("b.pkl", ""), ("model.joblib", "")],
+                "sklearn",
+                "mlserver_sklearn.SKLearnModel",
+                "./model.joblib",
+            ),
+            (
+                vec![("b.pickle", "")],
+                "sklearn",
+                "mlserver_sklearn.SKLearnModel",
+                "./b.pickle",
+            ),
+            (
+                vec![("m.bst", "")],
+                "xgboost",
+                "mlserver_xgboost.XGBoostModel",
+                "./m.bst",
+            ),
+            (
+                vec![("m.bst", ""), ("m.json", "")],
+                "xgboost",
+                "mlserver_xgboost.XGBoostModel",
+                "./m.json",
+            ),
+            (
+                vec![("m.bst", "")],
+                "lightgbm",
+                "mlserver_lightgbm.LightGBMModel",
+                "./m.bst",
+            ),
+            (
+                vec![("MLmodel", "")],
+                "mlflow",
+                "mlserver_mlflow.MLflowRuntime",
+                "./",
+            ),
+            (
+                vec![("x", "")],
+                "alibi-detect",
+                "mlserver_alibi_detect.AlibiDetectRuntime",
+                "./",
+            ),
+            (
+                vec![("data/explainer.dill", "")],
+                "alibi-explain",
+                "mlserver_alibi_explain.AlibiExplainRuntime",
+                "./data",
+            ),
+            (
+                vec![("a.py", "x=1"), ("mine.py", python)],
+                "python",
+                "mine.Mine",
+                "./mine.py",
+            ),
         ] {
             let settings = made(&files, &["unknown", requirement]).unwrap();
             assert_eq!(settings["implementation"], implementation);
-            assert_eq!(settings["parameters"], serde_json::json!({"uri": uri, "version": "1"}));
+            assert_eq!(
+                settings["parameters"],
+                serde_json::json!({"uri": uri, "version": "1"})
+            );
             assert_eq!(settings["name"], "m_1");
-            assert_eq!(settings.get("parallel_workers").is_some(), requirement == "alibi-explain");
+            assert_eq!(
+                settings.get("parallel_workers").is_some(),
+                requirement == "alibi-explain"
+            );
         }
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let text = |files: &[(&str, &str)], requirements: &[&str]| made(files, requirements).unwrap_err().to_string();
+        let text = |files: &[(&str, &str)], requirements: &[&str]| {
+            made(files, requirements).unwrap_err().to_string()
+        };
         assert_eq!(
             text(&[("readme", "")], &["sklearn"]),
             "no *.joblib, *.pkl or *.pickle in the artefact, and no model-settings.json either"
         );
-        assert!(text(&[("a.py", "class A: pass")], &["python"]).starts_with("no class that extends MLModel"));
+        assert!(
+            text(&[("a.py", "class A: pass")], &["python"])
+                .starts_with("no class that extends MLModel")
+        );
         assert!(text(&[("x", "")], &["huggingface"]).contains("requirements huggingface"));
         assert!(text(&[("x", "")], &[]).contains("requirements (none)"));
     }
@@ -255,7 +391,10 @@ mod tests {
         let text = r#"{"name":"iris","max_batch_size":5,"max_batch_time":0.1,"warm_workers":true,
             "implementation":"a.B","parameters":{"uri":"./m.joblib","extra":{"a":1},"unheard":[1,2]},"inputs":[{"name":"x"}]}"#;
         let mut wanted = spec(&["sklearn"]);
-        wanted.parameters = vec![ParameterSpec { name: "query".into(), value: "choice == 1".into() }];
+        wanted.parameters = vec![ParameterSpec {
+            name: "query".into(),
+            value: "choice == 1".into(),
+        }];
         let root = folder(&[]);
         let edited = settings(Some(text), root.path(), &wanted, "iris_2", &envoy()).unwrap();
         let mut expected: Value = serde_json::from_str(text).unwrap();
@@ -267,7 +406,12 @@ mod tests {
         assert_eq!(keys[..3], ["name", "max_batch_size", "max_batch_time"]);
         for bad in ["[]", "{", "3"] {
             let error = settings(Some(bad), root.path(), &wanted, "m", &envoy()).unwrap_err();
-            assert!(error.to_string().starts_with("model-settings.json cannot be used"), "{error}");
+            assert!(
+                error
+                    .to_string()
+                    .starts_with("model-settings.json cannot be used"),
+                "{error}"
+            );
         }
     }
 
@@ -282,13 +426,37 @@ mod tests {
         let root = folder(&[("data/x", "")]);
         let made = settings(None, root.path(), &wanted, "e_1", &envoy()).unwrap();
         assert_eq!(made["parallel_workers"], 0);
-        assert_eq!(made["parameters"]["extra"]["infer_uri"], "http://envoy:9000/v2/models/income/infer");
-        assert_eq!(made["parameters"]["extra"]["explainer_type"], "anchor_tabular");
-        wanted.model_spec =
-            Some(model_spec::ModelSpec::Llm(LlmSpec { model_ref: None, pipeline_ref: Some("chat".into()) }));
-        let tls = InferUri { tls: true, ..envoy() };
-        let made = settings(Some("{\"parameters\":null}"), root.path(), &wanted, "l_1", &tls).unwrap();
-        assert_eq!(made["parameters"]["extra"]["infer_uri"], "https://envoy:9000/v2/pipelines/chat/infer");
-        assert_eq!(made["parameters"]["extra"]["ssl_verify_path"], "/mnt/certs/ca.crt");
+        assert_eq!(
+            made["parameters"]["extra"]["infer_uri"],
+            "http://envoy:9000/v2/models/income/infer"
+        );
+        assert_eq!(
+            made["parameters"]["extra"]["explainer_type"],
+            "anchor_tabular"
+        );
+        wanted.model_spec = Some(model_spec::ModelSpec::Llm(LlmSpec {
+            model_ref: None,
+            pipeline_ref: Some("chat".into()),
+        }));
+        let tls = InferUri {
+            tls: true,
+            ..envoy()
+        };
+        let made = settings(
+            Some("{\"parameters\":null}"),
+            root.path(),
+            &wanted,
+            "l_1",
+            &tls,
+        )
+        .unwrap();
+        assert_eq!(
+            made["parameters"]["extra"]["infer_uri"],
+            "https://envoy:9000/v2/pipelines/chat/infer"
+        );
+        assert_eq!(
+            made["parameters"]["extra"]["ssl_verify_path"],
+            "/mnt/certs/ca.crt"
+        );
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable};
 use seldon_grpc::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use seldon_proto::inference::{
-    RepositoryIndexRequest, RepositoryModelLoadRequest, RepositoryModelUnloadRequest, ServerLiveRequest,
+    RepositoryIndexRequest, RepositoryModelLoadRequest, RepositoryModelUnloadRequest,
+    ServerLiveRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -59,7 +60,11 @@ impl ServerError {
             _ => {
                 let text: String = status.message().chars().take(MAX_TEXT).collect();
                 let text = text.trim();
-                Self::Refused(if text.is_empty() { status.code().to_string() } else { text.to_owned() })
+                Self::Refused(if text.is_empty() {
+                    status.code().to_string()
+                } else {
+                    text.to_owned()
+                })
             }
         }
     }
@@ -102,10 +107,16 @@ impl InferenceServer {
 
     /// Asks whether the server lives; `within` bounds the answer.
     pub async fn live(&self, within: Duration) -> Result<(), ServerError> {
-        let answer = self.client.clone().server_live(timed(ServerLiveRequest {}, within)).await;
+        let answer = self
+            .client
+            .clone()
+            .server_live(timed(ServerLiveRequest {}, within))
+            .await;
         match answer {
             Ok(answer) if answer.get_ref().live => Ok(()),
-            Ok(_) => Err(ServerError::Refused("it says that it is not live".to_owned())),
+            Ok(_) => Err(ServerError::Refused(
+                "it says that it is not live".to_owned(),
+            )),
             Err(status) => Err(ServerError::of(&status)),
         }
     }
@@ -113,27 +124,62 @@ impl InferenceServer {
     /// Every model the server knows. MLServer may give empty names, which are left out.
     pub async fn index(&self) -> Result<Vec<Indexed>, ServerError> {
         let request = timed(RepositoryIndexRequest::default(), self.limits.control);
-        let answer = self.client.clone().repository_index(request).await.map_err(|status| ServerError::of(&status))?;
-        let models = answer.into_inner().models.into_iter().filter(|model| !model.name.is_empty());
-        Ok(models.map(|model| Indexed { name: model.name, state: model.state }).collect())
+        let answer = self
+            .client
+            .clone()
+            .repository_index(request)
+            .await
+            .map_err(|status| ServerError::of(&status))?;
+        let models = answer
+            .into_inner()
+            .models
+            .into_iter()
+            .filter(|model| !model.name.is_empty());
+        Ok(models
+            .map(|model| Indexed {
+                name: model.name,
+                state: model.state,
+            })
+            .collect())
     }
 
     /// Loads a model from the server's repository.
     pub async fn load(&self, internal: &str) -> Result<(), ServerError> {
         let attempt = || async {
-            let request = RepositoryModelLoadRequest { model_name: internal.to_owned(), ..Default::default() };
-            self.client.clone().repository_model_load(timed(request, self.limits.load)).await.map(drop)
+            let request = RepositoryModelLoadRequest {
+                model_name: internal.to_owned(),
+                ..Default::default()
+            };
+            self.client
+                .clone()
+                .repository_model_load(timed(request, self.limits.load))
+                .await
+                .map(drop)
         };
-        attempt.retry(back_off(self.limits.load_retries)).when(may_pass).await.map_err(|status| ServerError::of(&status))
+        attempt
+            .retry(back_off(self.limits.load_retries))
+            .when(may_pass)
+            .await
+            .map_err(|status| ServerError::of(&status))
     }
 
     /// Unloads a model; one that the server does not know is unloaded already.
     pub async fn unload(&self, internal: &str) -> Result<(), ServerError> {
         let attempt = || async {
-            let request = RepositoryModelUnloadRequest { model_name: internal.to_owned(), ..Default::default() };
-            self.client.clone().repository_model_unload(timed(request, self.limits.unload)).await.map(drop)
+            let request = RepositoryModelUnloadRequest {
+                model_name: internal.to_owned(),
+                ..Default::default()
+            };
+            self.client
+                .clone()
+                .repository_model_unload(timed(request, self.limits.unload))
+                .await
+                .map(drop)
         };
-        let answer = attempt.retry(back_off(self.limits.unload_retries)).when(may_pass).await;
+        let answer = attempt
+            .retry(back_off(self.limits.unload_retries))
+            .when(may_pass)
+            .await;
         match answer {
             Err(status) if status.code() != Code::NotFound => Err(ServerError::of(&status)),
             _ => Ok(()),
@@ -158,6 +204,10 @@ fn back_off(retries: usize) -> ExponentialBuilder {
 fn may_pass(status: &Status) -> bool {
     !matches!(
         status.code(),
-        Code::NotFound | Code::InvalidArgument | Code::Unimplemented | Code::PermissionDenied | Code::DeadlineExceeded
+        Code::NotFound
+            | Code::InvalidArgument
+            | Code::Unimplemented
+            | Code::PermissionDenied
+            | Code::DeadlineExceeded
     )
 }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use seldon_agent::{Listeners, Options};
 use seldon_grpc::agent::agent_service_server::{AgentService, AgentServiceServer};
-use seldon_grpc::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+use seldon_grpc::inference::grpc_inference_service_server::{
+    GrpcInferenceService, GrpcInferenceServiceServer,
+};
 use seldon_proto::agent::model_operation_message::Operation;
 use seldon_proto::agent::*;
 use seldon_proto::inference::*;
@@ -34,6 +36,39 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
     }
 }
 
+/// A server on a runtime of its own, so that it can die with all its connections, as a killed process does.
+pub struct Process(Option<tokio::runtime::Runtime>);
+
+impl Process {
+    fn start(listener: std::net::TcpListener, router: tonic::transport::server::Router) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        listener.set_nonblocking(true).unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            router
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+        });
+        Self(Some(runtime))
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 #[derive(Default)]
 pub struct Seen {
     pub subscriptions: Vec<AgentSubscribeRequest>,
@@ -55,7 +90,14 @@ impl Scheduler {
             model_version: Some(version.clone()),
             autoscaling_enabled: false,
         };
-        self.seen.lock().unwrap().orders.as_ref().expect("an agent").send(Ok(order)).unwrap();
+        self.seen
+            .lock()
+            .unwrap()
+            .orders
+            .as_ref()
+            .expect("an agent")
+            .send(Ok(order))
+            .unwrap();
     }
 
     /// Ends the stream of the last agent.
@@ -64,47 +106,55 @@ impl Scheduler {
     }
 
     pub async fn subscription(&self, number: usize) -> AgentSubscribeRequest {
-        until("a subscription", async || self.seen.lock().unwrap().subscriptions.get(number).cloned()).await
+        until("a subscription", async || {
+            self.seen.lock().unwrap().subscriptions.get(number).cloned()
+        })
+        .await
     }
 
     /// The next event of a model that no earlier call returned.
     pub async fn event(&self, model: &str) -> ModelEventMessage {
         until(&format!("an event of {model}"), async || {
             let mut seen = self.seen.lock().unwrap();
-            let index = seen.events.iter().position(|event| event.model_name == model)?;
+            let index = seen
+                .events
+                .iter()
+                .position(|event| event.model_name == model)?;
             Some(seen.events.remove(index))
         })
         .await
     }
 
-    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
+    pub fn start(&self, listener: std::net::TcpListener) -> Process {
         let service = AgentServiceServer::new(self.clone());
-        let incoming = TcpListenerStream::new(listener);
-        let server = Server::builder().add_service(service).serve_with_incoming(incoming);
-        // Like a killed process: connections end at once.
-        tokio::select! {
-            _ = server => {}
-            () = stop.cancelled() => {}
-        }
-        self.hang_up();
+        Process::start(listener, Server::builder().add_service(service))
     }
 }
 
 #[tonic::async_trait]
 impl AgentService for Scheduler {
-    async fn agent_event(&self, request: Request<ModelEventMessage>) -> Result<Response<ModelEventResponse>, Status> {
+    async fn agent_event(
+        &self,
+        request: Request<ModelEventMessage>,
+    ) -> Result<Response<ModelEventResponse>, Status> {
         self.seen.lock().unwrap().events.push(request.into_inner());
         Ok(Response::new(ModelEventResponse {}))
     }
 
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<ModelOperationMessage, Status>> + Send>>;
+    type SubscribeStream =
+        Pin<Box<dyn Stream<Item = Result<ModelOperationMessage, Status>> + Send>>;
 
-    async fn subscribe(&self, request: Request<AgentSubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+    async fn subscribe(
+        &self,
+        request: Request<AgentSubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
         let (orders, receiver) = mpsc::unbounded_channel();
         let mut seen = self.seen.lock().unwrap();
         seen.orders = Some(orders);
         seen.subscriptions.push(request.into_inner());
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(receiver))))
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(
+            receiver,
+        ))))
     }
 
     async fn model_scaling_trigger(
@@ -114,7 +164,10 @@ impl AgentService for Scheduler {
         Err(Status::unimplemented("not asked for"))
     }
 
-    async fn agent_drain(&self, request: Request<AgentDrainRequest>) -> Result<Response<AgentDrainResponse>, Status> {
+    async fn agent_drain(
+        &self,
+        request: Request<AgentDrainRequest>,
+    ) -> Result<Response<AgentDrainResponse>, Status> {
         self.seen.lock().unwrap().drains.push(request.into_inner());
         Ok(Response::new(AgentDrainResponse { success: true }))
     }
@@ -140,61 +193,88 @@ pub struct Inference {
 
 impl Inference {
     pub fn loads(&self, internal: &str) -> usize {
-        self.memory.lock().unwrap().loads.get(internal).copied().unwrap_or(0)
+        self.memory
+            .lock()
+            .unwrap()
+            .loads
+            .get(internal)
+            .copied()
+            .unwrap_or(0)
     }
 
     pub fn is_ready(&self, internal: &str) -> bool {
         self.memory.lock().unwrap().ready.contains(internal)
     }
 
-    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
+    pub fn start(&self, listener: std::net::TcpListener) -> Process {
         let service = GrpcInferenceServiceServer::new(self.clone());
-        let server = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
-        tokio::select! {
-            _ = server => {}
-            () = stop.cancelled() => {}
-        }
+        Process::start(listener, Server::builder().add_service(service))
     }
 }
 
 #[tonic::async_trait]
 impl GrpcInferenceService for Inference {
-    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+    async fn server_live(
+        &self,
+        _: Request<ServerLiveRequest>,
+    ) -> Result<Response<ServerLiveResponse>, Status> {
         Ok(Response::new(ServerLiveResponse { live: true }))
     }
 
-    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+    async fn server_ready(
+        &self,
+        _: Request<ServerReadyRequest>,
+    ) -> Result<Response<ServerReadyResponse>, Status> {
         Ok(Response::new(ServerReadyResponse { ready: true }))
     }
 
-    async fn model_ready(&self, _: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+    async fn model_ready(
+        &self,
+        _: Request<ModelReadyRequest>,
+    ) -> Result<Response<ModelReadyResponse>, Status> {
         Ok(Response::new(ModelReadyResponse { ready: true }))
     }
 
-    async fn server_metadata(&self, _: Request<ServerMetadataRequest>) -> Result<Response<ServerMetadataResponse>, Status> {
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
         Ok(Response::new(ServerMetadataResponse::default()))
     }
 
-    async fn model_metadata(&self, _: Request<ModelMetadataRequest>) -> Result<Response<ModelMetadataResponse>, Status> {
+    async fn model_metadata(
+        &self,
+        _: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
         Ok(Response::new(ModelMetadataResponse::default()))
     }
 
-    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+    async fn model_infer(
+        &self,
+        request: Request<ModelInferRequest>,
+    ) -> Result<Response<ModelInferResponse>, Status> {
         let name = request.into_inner().model_name;
         if !self.is_ready(&name) {
             return Err(Status::not_found(format!("Model {name} not found")));
         }
-        Ok(Response::new(ModelInferResponse { model_name: name, ..Default::default() }))
+        Ok(Response::new(ModelInferResponse {
+            model_name: name,
+            ..Default::default()
+        }))
     }
 
-    type ModelStreamInferStream = Pin<Box<dyn Stream<Item = Result<ModelInferResponse, Status>> + Send>>;
+    type ModelStreamInferStream =
+        Pin<Box<dyn Stream<Item = Result<ModelInferResponse, Status>> + Send>>;
 
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let answers = request.into_inner().map(|message| {
-            message.map(|message| ModelInferResponse { model_name: message.model_name, ..Default::default() })
+            message.map(|message| ModelInferResponse {
+                model_name: message.model_name,
+                ..Default::default()
+            })
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -208,7 +288,14 @@ impl GrpcInferenceService for Inference {
             state: "READY".into(),
             ..Default::default()
         };
-        let models = self.memory.lock().unwrap().ready.iter().map(index).collect();
+        let models = self
+            .memory
+            .lock()
+            .unwrap()
+            .ready
+            .iter()
+            .map(index)
+            .collect();
         Ok(Response::new(RepositoryIndexResponse { models }))
     }
 
@@ -228,8 +315,9 @@ impl GrpcInferenceService for Inference {
         if hung {
             std::future::pending::<()>().await;
         }
-        let settings = std::fs::read_to_string(self.models.join(&name).join("1/model-settings.json"))
-            .map_err(|_| Status::not_found(format!("Model {name} not found")))?;
+        let settings =
+            std::fs::read_to_string(self.models.join(&name).join("1/model-settings.json"))
+                .map_err(|_| Status::not_found(format!("Model {name} not found")))?;
         let settings: serde_json::Value = serde_json::from_str(&settings).unwrap();
         assert_eq!(settings["name"], name.as_str());
         self.memory.lock().unwrap().ready.insert(name);
@@ -256,10 +344,12 @@ pub fn rclone() -> PathBuf {
     std::env::var_os("SELDON_RCLONE").map_or_else(|| "rclone".into(), PathBuf::from)
 }
 
-pub async fn listener() -> (TcpListener, u16) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    (listener, port)
+pub fn bind(port: u16) -> std::io::Result<std::net::TcpListener> {
+    // Tokio's listener may take a port whose old connections linger.
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(([127, 0, 0, 1], port).into())?;
+    socket.listen(1024)?.into_std()
 }
 
 /// Both servers, an artefact store and an agent between them.
@@ -267,10 +357,10 @@ pub struct World {
     pub folder: tempfile::TempDir,
     pub scheduler: Scheduler,
     pub scheduler_port: u16,
-    pub scheduler_stop: CancellationToken,
+    scheduler_process: Process,
     pub inference: Inference,
     pub inference_port: u16,
-    pub inference_stop: CancellationToken,
+    inference_process: Process,
 }
 
 impl World {
@@ -286,58 +376,56 @@ impl World {
         let remote = serde_json::json!({"name": "gs", "type": "alias", "parameters": {"remote": root.join("store")}});
         let config = serde_json::json!({"rclone": {"config": [remote.to_string()]}});
         std::fs::write(root.join("config/agent.json"), config.to_string()).unwrap();
-        let (scheduler_listener, scheduler_port) = listener().await;
-        let (inference_listener, inference_port) = listener().await;
-        let world = Self {
-            scheduler: Scheduler::default(),
-            scheduler_port,
-            scheduler_stop: CancellationToken::new(),
-            inference: Inference { memory: Arc::default(), models: root.join("agent/models") },
-            inference_port,
-            inference_stop: CancellationToken::new(),
+        let (scheduler, inference) = (
+            Scheduler::default(),
+            Inference {
+                memory: Arc::default(),
+                models: root.join("agent/models"),
+            },
+        );
+        let (scheduler_listener, inference_listener) = (bind(0).unwrap(), bind(0).unwrap());
+        let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
+        Self {
+            scheduler_port: port(&scheduler_listener),
+            scheduler_process: scheduler.start(scheduler_listener),
+            scheduler,
+            inference_port: port(&inference_listener),
+            inference_process: inference.start(inference_listener),
+            inference,
             folder,
-        };
-        world.start_scheduler(scheduler_listener);
-        world.start_inference(inference_listener);
-        world
+        }
     }
 
-    pub fn start_scheduler(&self, listener: TcpListener) {
-        let (scheduler, stop) = (self.scheduler.clone(), self.scheduler_stop.clone());
-        tokio::spawn(async move { scheduler.serve(listener, stop).await });
-    }
-
-    pub fn start_inference(&self, listener: TcpListener) {
-        let (inference, stop) = (self.inference.clone(), self.inference_stop.clone());
-        tokio::spawn(async move { inference.serve(listener, stop).await });
-    }
-
-    /// Ends the scheduler as a kill does, and starts a new one on the same port.
+    /// Kills the scheduler and starts a new one on the same port.
     pub async fn restart_scheduler(&mut self) {
-        self.scheduler_stop.cancel();
-        self.scheduler_stop = CancellationToken::new();
-        let port = self.scheduler_port;
-        let listener = until("the scheduler's port", async || TcpListener::bind(("127.0.0.1", port)).await.ok()).await;
-        self.start_scheduler(listener);
+        self.scheduler_process.kill();
+        self.scheduler.hang_up();
+        let listener = until("the scheduler's port", async || {
+            bind(self.scheduler_port).ok()
+        })
+        .await;
+        self.scheduler_process = self.scheduler.start(listener);
     }
 
-    /// Ends the inference server and with it what it held.
+    /// Kills the inference server and with it what it held.
     pub fn kill_inference(&mut self) {
-        self.inference_stop.cancel();
-        self.inference_stop = CancellationToken::new();
+        self.inference_process.kill();
         self.inference.memory.lock().unwrap().ready.clear();
     }
 
-    pub async fn revive_inference(&self) {
-        let port = self.inference_port;
-        let listener = until("the inference port", async || TcpListener::bind(("127.0.0.1", port)).await.ok()).await;
-        self.start_inference(listener);
+    pub async fn revive_inference(&mut self) {
+        let listener = until("the inference port", async || {
+            bind(self.inference_port).ok()
+        })
+        .await;
+        self.inference_process = self.inference.start(listener);
     }
 
     pub async fn agent(&self, more: &[&str]) -> Agent {
         let root = self.folder.path();
         let path = |name: &str| root.join(name).display().to_string();
-        let mut arguments: Vec<String> = vec!["seldon-agent".into(), "--agent-host=127.0.0.1".into()];
+        let mut arguments: Vec<String> =
+            vec!["seldon-agent".into(), "--agent-host=127.0.0.1".into()];
         arguments.push(format!("--agent-folder={}", path("agent")));
         arguments.push(format!("--config-path={}", path("config")));
         arguments.push(format!("--allowed-local-roots={}", path("store")));
@@ -346,20 +434,46 @@ impl World {
         arguments.push(format!("--scheduler-port={}", self.scheduler_port));
         arguments.push("--inference-host=127.0.0.1".into());
         arguments.push(format!("--inference-grpc-port={}", self.inference_port));
-        for flag in ["reverse-proxy-http", "reverse-proxy-grpc", "debug-grpc", "metrics", "drainer", "readiness"] {
+        for flag in [
+            "reverse-proxy-http",
+            "reverse-proxy-grpc",
+            "debug-grpc",
+            "metrics",
+            "drainer",
+            "readiness",
+        ] {
             arguments.push(format!("--{flag}-port=0"));
         }
         arguments.push("--memory-bytes=1000".into());
+        arguments.push("--download-retry-seconds=1".into());
         arguments.push("--unload-grace-period-seconds=0".into());
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let options = Options::parse_from(arguments);
         let listeners = Listeners::bind(&options).await.unwrap();
         let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
-        let (proxy, readiness, drainer) = (port(&listeners.rest), port(&listeners.readiness), port(&listeners.drainer));
+        let (proxy, readiness, drainer) = (
+            port(&listeners.rest),
+            port(&listeners.readiness),
+            port(&listeners.drainer),
+        );
         let (debug, metrics) = (port(&listeners.debug), port(&listeners.metrics));
         let (stop, now) = (CancellationToken::new(), CancellationToken::new());
-        let task = tokio::spawn(seldon_agent::run(options, listeners, stop.clone(), now.clone()));
-        Agent { proxy, readiness, drainer, debug, metrics, stop, now, task }
+        let task = tokio::spawn(seldon_agent::run(
+            options,
+            listeners,
+            stop.clone(),
+            now.clone(),
+        ));
+        Agent {
+            proxy,
+            readiness,
+            drainer,
+            debug,
+            metrics,
+            stop,
+            now,
+            task,
+        }
     }
 
     /// The installed folder of a model.
@@ -393,11 +507,25 @@ impl Agent {
     /// Asks the model over gRPC as Envoy does; the name that answered, or the code.
     pub async fn infer(&self, internal: &str) -> Result<String, tonic::Code> {
         use seldon_grpc::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
-        let mut client = GrpcInferenceServiceClient::connect(format!("http://127.0.0.1:{}", self.proxy)).await.unwrap();
-        let mut request = Request::new(ModelInferRequest { model_name: "any".into(), ..Default::default() });
-        request.metadata_mut().insert("seldon-internal-model", internal.parse().unwrap());
-        request.metadata_mut().insert("seldon-model", "any".parse().unwrap());
-        client.model_infer(request).await.map(|answer| answer.into_inner().model_name).map_err(|status| status.code())
+        let mut client =
+            GrpcInferenceServiceClient::connect(format!("http://127.0.0.1:{}", self.proxy))
+                .await
+                .unwrap();
+        let mut request = Request::new(ModelInferRequest {
+            model_name: "any".into(),
+            ..Default::default()
+        });
+        request
+            .metadata_mut()
+            .insert("seldon-internal-model", internal.parse().unwrap());
+        request
+            .metadata_mut()
+            .insert("seldon-model", "any".parse().unwrap());
+        client
+            .model_infer(request)
+            .await
+            .map(|answer| answer.into_inner().model_name)
+            .map_err(|status| status.code())
     }
 }
 
@@ -405,10 +533,17 @@ impl Agent {
 pub async fn get(port: u16, path: &str) -> (u16, String) {
     use http_body_util::{BodyExt, Empty};
     use hyper_util::rt::TokioIo;
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     tokio::spawn(connection);
-    let request = http::Request::get(path).header("host", "agent").body(Empty::<hyper::body::Bytes>::new()).unwrap();
+    let request = http::Request::get(path)
+        .header("host", "agent")
+        .body(Empty::<hyper::body::Bytes>::new())
+        .unwrap();
     let response = sender.send_request(request).await.unwrap();
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -418,7 +553,10 @@ pub async fn get(port: u16, path: &str) -> (u16, String) {
 pub fn model(name: &str, version: u32, uri: &str) -> ModelVersion {
     ModelVersion {
         model: Some(Model {
-            meta: Some(MetaData { name: name.into(), ..Default::default() }),
+            meta: Some(MetaData {
+                name: name.into(),
+                ..Default::default()
+            }),
             model_spec: Some(ModelSpec {
                 uri: uri.into(),
                 requirements: vec!["sklearn".into()],
@@ -438,7 +576,9 @@ pub fn contents(folder: &Path) -> String {
         if path.is_dir() {
             text.push_str(&contents(&path));
         } else {
-            text.push_str(&String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()));
+            text.push_str(&String::from_utf8_lossy(
+                &std::fs::read(&path).unwrap_or_default(),
+            ));
         }
     }
     text
