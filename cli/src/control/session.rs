@@ -1,0 +1,111 @@
+//! A connection to the scheduler, and what is common to its calls.
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use prost::{Message, Name};
+use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
+use seldon_inference::to_protojson;
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{Response, Status, Streaming, transport::Channel};
+
+use crate::{
+    args::Control,
+    connect,
+    errors::{RpcError, WaitTimeout},
+    output,
+};
+
+/// How this command calls itself.
+pub(crate) const SUBSCRIBER: &str = "seldon CLI";
+
+/// An open connection.
+#[derive(Clone)]
+pub(crate) struct Session {
+    pub(crate) client: SchedulerClient<Channel>,
+    verbose: bool,
+}
+
+/// What a look at a resource showed.
+pub(crate) enum Seen<T> {
+    /// The state waited for.
+    Done(T),
+    /// Another one, in words.
+    NotYet(String),
+}
+
+impl Session {
+    pub(crate) async fn open(control: &Control) -> Result<Self> {
+        let channel = connect::scheduler(&control.host).await?;
+        Ok(Self {
+            client: SchedulerClient::new(channel),
+            verbose: control.verbose,
+        })
+    }
+
+    /// Prints a request where the user wants to see it.
+    pub(crate) fn show<M: Message + Name>(&self, message: &M) -> Result<()> {
+        if self.verbose {
+            output::line(to_protojson(message)?)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes the answer of a change; printed on demand, or always as the documentation shows for some commands.
+    pub(crate) fn answer<M: Message + Name>(
+        &self,
+        answer: Result<Response<M>, Status>,
+        always: bool,
+    ) -> Result<()> {
+        let answer = answer.map_err(RpcError)?.into_inner();
+        if always {
+            output::line(to_protojson(&answer)?)
+        } else {
+            self.show(&answer)
+        }
+    }
+}
+
+/// The first message of a stream: the answer about one named object.
+pub(crate) async fn first<M>(
+    answer: Result<Response<Streaming<M>>, Status>,
+    name: &str,
+) -> Result<M> {
+    let mut stream = answer.map_err(RpcError)?.into_inner();
+    let message = stream.message().await.map_err(RpcError)?;
+    message.with_context(|| format!("the scheduler told nothing about {name}"))
+}
+
+/// All messages of a stream.
+pub(crate) async fn collect<M>(answer: Result<Response<Streaming<M>>, Status>) -> Result<Vec<M>> {
+    let mut stream = answer.map_err(RpcError)?.into_inner();
+    let mut messages = Vec::new();
+    while let Some(message) = stream.message().await.map_err(RpcError)? {
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// Looks again and again until the state is there or the time is over.
+pub(crate) async fn wait<T>(
+    kind: &'static str,
+    seconds: u64,
+    mut look: impl AsyncFnMut() -> Result<Seen<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(seconds.min(u64::from(u32::MAX)));
+    let mut pause = Duration::from_millis(50);
+    let mut last = String::new();
+    loop {
+        match timeout_at(deadline, look()).await {
+            Ok(Ok(Seen::Done(found))) => return Ok(found),
+            Ok(Ok(Seen::NotYet(seen))) => last = seen,
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Err(WaitTimeout { kind, seen: last }.into()),
+        }
+        if Instant::now() + pause >= deadline {
+            return Err(WaitTimeout { kind, seen: last }.into());
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
