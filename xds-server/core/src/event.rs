@@ -56,7 +56,7 @@ pub enum Event {
     },
     /// An agent reported on one of its models.
     AgentReported(Box<ModelEventMessage>),
-    /// An effect `Send` could not be delivered.
+    /// An effect `Send` could not be delivered: the stream counts as lost, as if it had ended.
     SendFailed {
         agent: AgentKey,
         stream: StreamId,

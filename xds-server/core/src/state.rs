@@ -1,5 +1,9 @@
 //! The state of the scheduler, and the step that changes it.
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use seldon_proto::scheduler::{ModelStatusResponse, ServerStatusResponse};
 
@@ -164,21 +168,24 @@ impl State {
                 .extend(self.world.servers.keys().cloned());
         }
         let mut retries_left = MOST_RETRIES;
+        let mut announced = BTreeSet::new();
         loop {
             self.reconcile_dirty();
-            let Some(name) = self.next_retry(&mut retries_left) else {
+            if let Some(name) = self.next_retry(&mut retries_left) {
+                self.world.dirty.insert(name);
+                continue;
+            }
+            let Some(server) = self.world.changed_servers.pop_first() else {
                 break;
             };
-            self.world.dirty.insert(name);
-        }
-        for server in std::mem::take(&mut self.world.changed_servers) {
-            self.world
-                .effects
-                .push(Effect::ServerChanged(server.clone()));
             if self.world.sync.done {
                 step::prune(&mut self.world, &server);
             }
+            announced.insert(server);
         }
+        self.world
+            .effects
+            .extend(announced.into_iter().map(Effect::ServerChanged));
     }
 
     fn reconcile_dirty(&mut self) {

@@ -5,7 +5,7 @@ use crate::{Config, Now, Synchronisation, server::Server};
 
 /// What is waited for.
 #[derive(Clone, Debug)]
-pub(crate) struct Sync {
+pub(crate) struct StartUp {
     pub(crate) done: bool,
     pub(crate) deadline: Duration,
     by_notify: bool,
@@ -17,13 +17,13 @@ pub(crate) struct Sync {
     announced: Option<usize>,
 }
 
-impl Sync {
-    pub(crate) fn new(config: &Config, now: Now) -> Sync {
+impl StartUp {
+    pub(crate) fn new(config: &Config, now: Now) -> StartUp {
         let (by_notify, timeout) = match config.synchronisation {
             Synchronisation::AfterTimeout(timeout) => (false, timeout),
             Synchronisation::FirstServers { timeout } => (true, timeout),
         };
-        Sync {
+        StartUp {
             done: false,
             deadline: now.monotonic + timeout,
             by_notify,
@@ -46,6 +46,13 @@ impl Sync {
 
     pub(crate) fn announce(&mut self, replicas: usize) {
         self.announced.get_or_insert(replicas);
+    }
+
+    /// A client says how many replicas there are to be now, whatever the store remembers.
+    pub(crate) fn expect(&mut self, server: &str, replicas: u32) {
+        if let Some(recorded) = self.recorded.get_mut(server) {
+            *recorded = replicas;
+        }
     }
 
     pub(crate) fn forget(&mut self, server: &str) {

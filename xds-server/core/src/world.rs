@@ -14,7 +14,7 @@ use crate::{
     model::{Replica, Version},
     replica_state::{ReplicaState, holds_memory, is_transient},
     server::Server,
-    sync::Sync,
+    sync::StartUp,
 };
 
 /// Who owns a deadline.
@@ -30,7 +30,7 @@ pub(crate) enum Timer {
 pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) now: Now,
-    pub(crate) sync: Sync,
+    pub(crate) sync: StartUp,
     pub(crate) servers: BTreeMap<Arc<str>, Server>,
     pub(crate) timers: BTreeSet<(Duration, Timer)>,
     pub(crate) generation: Generation,
@@ -58,7 +58,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(config: Config, now: Now) -> World {
         World {
-            sync: Sync::new(&config, now),
+            sync: StartUp::new(&config, now),
             config,
             now,
             servers: BTreeMap::new(),

@@ -93,8 +93,8 @@ pub(crate) fn load_model(state: &mut State, mut model: Model) -> Result<(), Refu
             state.world.touch(&entry.name);
         }
         Some(entry) => {
+            entry.authoritative = true;
             if update(entry, model, &mut state.world) {
-                entry.authoritative = true;
                 state.world.effects.push(Effect::Persist(record(entry)));
                 state.world.touch(&entry.name);
             }

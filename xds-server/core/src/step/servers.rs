@@ -30,6 +30,7 @@ pub(crate) fn notified(
         server.kubernetes_meta.clone_from(&notice.kubernetes_meta);
         refresh_surplus(&mut state.world, &name);
         state.world.record_server(&name);
+        state.world.sync.expect(&name, notice.expected_replicas);
         state.world.changed_servers.insert(name);
     }
     if first_sync {

@@ -1,0 +1,277 @@
+//! Failures, losses, drains and restarts, one scene each.
+mod sim;
+
+use std::time::Duration;
+
+use seldon_core::{Config, Effect, Event, Record, Refusal, Synchronisation};
+use seldon_proto::{
+    agent::{ModelEventMessage, model_event_message::Event as Report},
+    scheduler::model_status::ModelState::{self, *},
+};
+use sim::{Sim, agent, model};
+
+fn local() -> Sim {
+    Sim::new(Config::new(Synchronisation::AfterTimeout(
+        Duration::from_secs(30),
+    )))
+}
+
+fn with_server(count: u32, capacity: u64) -> Sim {
+    let mut sim = local();
+    sim.add_server("mlserver", count, capacity, &["sklearn", "xgboost"]);
+    sim
+}
+
+#[test]
+fn failures_are_shown_retried_after_a_while_and_not_for_ever() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    let mut attempts = 0;
+    for _ in 0..50 {
+        while sim.work(&agent("mlserver", 0), false) {
+            attempts += 1;
+            assert_eq!(
+                sim.status("iris"),
+                (ModelFailed, "the artefact is broken".into())
+            );
+        }
+        sim.advance(Duration::from_secs(60));
+    }
+    assert_eq!(attempts, sim.config.retry_limit);
+    sim.add_agent("mlserver", 1, 1000, &["sklearn"]);
+    sim.connect(&agent("mlserver", 1));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    let odd = sim.step(Event::AgentReported(Box::new(ModelEventMessage {
+        server_name: "mlserver".into(),
+        replica_idx: 9,
+        model_name: "iris".into(),
+        model_version: 1,
+        event: Report::LoadFailed.into(),
+        ..ModelEventMessage::default()
+    })));
+    assert!(matches!(odd, Err(Refusal::Mismatch(text)) if text.contains("iris:1")));
+}
+
+#[test]
+fn a_lost_stream_is_not_a_lost_replica() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    sim.disconnect(&agent("mlserver", 0));
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    // Back in time: nothing moved.
+    sim.advance(Duration::from_secs(2));
+    sim.connect(&agent("mlserver", 0));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    assert!(sim.agents[&agent("mlserver", 1)].models.is_empty());
+    // Not back: the replacement comes first.
+    sim.disconnect(&agent("mlserver", 0));
+    sim.advance(Duration::from_secs(10));
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
+    // The last one stays for ever.
+    sim.disconnect(&agent("mlserver", 1));
+    sim.advance(Duration::from_secs(3600));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
+    // What came back is one too many.
+    sim.connect(&agent("mlserver", 0));
+    sim.connect(&agent("mlserver", 1));
+    sim.settle();
+    assert_eq!(
+        sim.agents
+            .values()
+            .map(|agent| agent.models.len())
+            .sum::<usize>(),
+        1
+    );
+}
+
+#[test]
+fn a_drain_is_answered_when_models_have_moved() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    sim.step(Event::DrainRequested {
+        agent: agent("mlserver", 0),
+        token: 5,
+    })
+    .unwrap();
+    assert_eq!(
+        sim.route("iris"),
+        ["1@mlserver[0]*1"],
+        "it drains, but nothing else answers"
+    );
+    sim.work(&agent("mlserver", 1), true);
+    assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
+    assert!(sim.drained.is_empty());
+    sim.settle();
+    assert_eq!(sim.drained, [5]);
+    // Nowhere to go: answered at once, and still routed.
+    sim.step(Event::DrainRequested {
+        agent: agent("mlserver", 1),
+        token: 6,
+    })
+    .unwrap();
+    assert_eq!(sim.drained, [5, 6]);
+    assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
+    assert!(
+        sim.step(Event::DrainRequested {
+            agent: agent("other", 0),
+            token: 7
+        })
+        .is_err()
+    );
+}
+
+#[test]
+fn scaling_a_server_down_moves_models_first() {
+    let mut sim = with_server(2, 1000);
+    sim.add_server("other", 1, 1000, &["sklearn"]);
+    sim.load(model("one", 1));
+    sim.load(model("two", 2));
+    sim.settle();
+    sim.notify("mlserver", 1, false);
+    sim.settle();
+    assert_eq!(sim.route("two"), ["1@mlserver[0]*1"]);
+    assert_eq!(sim.state_of("two"), ScheduleFailed);
+    sim.notify("mlserver", 0, false);
+    sim.settle();
+    assert_eq!(
+        sim.route("one"),
+        ["2@other[0]*1"],
+        "another server, another version"
+    );
+    assert!(matches!(
+        &sim.models_stored["one"],
+        Record::Model { version: 2, .. }
+    ));
+    assert_eq!(
+        sim.state
+            .server_status("mlserver")
+            .unwrap()
+            .available_replicas,
+        0
+    );
+    sim.disconnect(&agent("mlserver", 0));
+    sim.disconnect(&agent("mlserver", 1));
+    sim.settle();
+    assert!(
+        sim.state.server_status("mlserver").is_none()
+            && !sim.servers_stored.contains_key("mlserver")
+    );
+}
+
+#[test]
+fn nothing_shrinks_before_the_servers_are_back() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 2));
+    sim.load(model("gone", 1));
+    sim.settle();
+    sim.step(Event::UnloadModel {
+        name: "gone".into(),
+        kubernetes_meta: None,
+    })
+    .unwrap();
+    sim.restart();
+    assert!(!sim.state.synchronised());
+    let (state, reason) = sim.status("iris");
+    assert_eq!(
+        (state, reason.as_str()),
+        (
+            ModelProgressing,
+            "waiting for servers to come back: 0 of 2 replicas of server mlserver"
+        )
+    );
+    sim.connect(&agent("mlserver", 0));
+    assert!(!sim.state.synchronised() && sim.route("iris") == ["1@mlserver[0]*1"]);
+    assert!(sim.agents.values().all(|agent| agent.inbox.is_empty()));
+    sim.connect(&agent("mlserver", 1));
+    assert!(sim.state.synchronised() && sim.route("iris") == ["1@mlserver[0,1]*2"]);
+    assert!(
+        sim.agents.values().all(|agent| agent.inbox.is_empty()),
+        "unloaded before the Envoy let go"
+    );
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    assert_eq!(
+        sim.state_of("gone"),
+        ModelTerminated,
+        "a deleted model is not revived by an agent"
+    );
+    sim.advance(Duration::from_secs(7200));
+    assert!(
+        !sim.models_stored.contains_key("gone")
+            && sim
+                .state
+                .model_status("gone", true, Default::default())
+                .is_none()
+    );
+    assert!(sim.agents.values().all(|agent| agent.models.len() == 1));
+}
+
+#[test]
+fn synchronisation_ends_as_documented() {
+    assert!({
+        let mut sim = local();
+        sim.step(Event::Restored(Vec::new())).unwrap();
+        sim.state.synchronised()
+    });
+    let first = Config::new(Synchronisation::FirstServers {
+        timeout: Duration::from_secs(600),
+    });
+    let mut sim = Sim::new(first.clone());
+    sim.step(Event::Restored(Vec::new())).unwrap();
+    sim.add_server("mlserver", 1, 1000, &["sklearn"]);
+    sim.load(model("iris", 1));
+    assert!(!sim.state.synchronised() && sim.agents[&agent("mlserver", 0)].inbox.is_empty());
+    sim.notify("mlserver", 2, true);
+    assert!(!sim.state.synchronised());
+    sim.add_agent("mlserver", 1, 1000, &["sklearn"]);
+    sim.connect(&agent("mlserver", 1));
+    assert!(sim.state.synchronised());
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    let mut sim = Sim::new(first);
+    sim.step(Event::Restored(Vec::new())).unwrap();
+    sim.advance(Duration::from_secs(600));
+    assert!(sim.state.synchronised());
+}
+
+#[test]
+fn agents_bring_back_what_no_store_knows() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 2));
+    sim.settle();
+    (sim.models_stored, sim.servers_stored) = Default::default();
+    sim.restart();
+    sim.connect(&agent("mlserver", 0));
+    sim.connect(&agent("mlserver", 1));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[0,1]*2"]);
+    assert!(sim.models_stored.contains_key("iris"));
+}
+
+#[test]
+fn a_refused_route_makes_the_model_fail_until_it_is_taken() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    sim.work(&agent("mlserver", 0), true);
+    let refuse = |reason: Option<&str>| Event::RouteRejected {
+        model: "iris".into(),
+        reason: reason.map(Into::into),
+    };
+    sim.step(refuse(Some("bad cluster"))).unwrap();
+    assert_eq!(sim.status("iris"), (ModelFailed, "bad cluster".into()));
+    sim.step(refuse(None)).unwrap();
+    sim.acknowledge();
+    assert_eq!(sim.state_of("iris"), ModelState::ModelAvailable);
+    assert!(
+        sim.effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::ModelChanged(name) if &**name == "iris"))
+    );
+}
