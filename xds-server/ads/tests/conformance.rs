@@ -1,4 +1,5 @@
 //! The clauses of the xDS protocol, each by name, on a real socket, for both variants where they apply.
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 mod fake;
 
 use std::{sync::Arc, time::Duration};
@@ -646,6 +647,7 @@ async fn unknown(delta: bool) {
     let got = envoy.next().await;
     assert_eq!(got.type_url, runtime);
     assert_eq!(got.removed.len(), usize::from(delta));
+    assert_eq!(got.resources.len(), usize::from(!delta), "an empty layer");
     envoy.nack(&got, "no such runtime");
     envoy.subscribe(CDS, &[]);
     assert_eq!(envoy.take(CDS).await.names(), ["a"]);

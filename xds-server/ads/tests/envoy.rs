@@ -1,6 +1,7 @@
 //! A real Envoy follows the engine, in both variants: warming, updates, refusals, removal, reconnect.
 //!
 //! `SELDON_ENVOY=/path/to/envoy cargo test -p seldon-ads --test envoy -- --ignored --nocapture`
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 #[allow(dead_code, reason = "the fake Envoy is not needed here")]
 mod fake;
 
@@ -343,7 +344,10 @@ async fn follows(delta: bool) {
     ];
     engine.apply(1, first);
     let _envoy = start(&server, delta);
+    let from = Instant::now();
     connected(engine).await;
+    // Well below the 15 seconds after which Envoy gives up on what nobody serves.
+    assert!(from.elapsed() < Duration::from_secs(8));
     apply(
         engine,
         2,
@@ -386,6 +390,13 @@ async fn follows(delta: bool) {
         tokio::task::yield_now().await;
     }
     apply(engine, 200, Vec::new(), "100 in a row").await;
+    let many = (0..10_000).map(|i| scope(&format!("c:m{i}"), "b", &["*"]));
+    let many: Vec<Change> = many.collect();
+    let from = Instant::now();
+    engine.apply(201, many);
+    println!("applying 10,000 scopes: {:?}", from.elapsed());
+    apply(engine, 202, Vec::new(), "10,000 scopes").await;
+    apply(engine, 203, vec![scope("c:more", "b", &["*"])], "one more").await;
     assert!(refused(engine).is_empty());
 }
 

@@ -1,6 +1,9 @@
 //! What a request does to a stream.
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use envoy_types::pb::envoy::service::runtime::v3::Runtime;
+use prost::Message;
+
 use crate::{
     Node,
     stream::Stream,
@@ -11,6 +14,7 @@ use crate::{
 
 /// More types than that that are not served are not answered.
 const UNKNOWN_TYPES: usize = 32;
+const RUNTIME: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
 
 impl Stream {
     /// Takes a request: an answer to a response, a change of subscription, or both.
@@ -233,6 +237,8 @@ impl Stream {
         }
         let missing = match names {
             Names::Delta { subscribe, .. } => subscribe.as_slice(),
+            // Every request repeats all names, so only the first is answered.
+            Names::Full { names, .. } if fresh => names.as_slice(),
             Names::Full { .. } => &[],
         };
         let missing: Vec<String> = missing.iter().filter(|n| *n != WILDCARD).cloned().collect();
@@ -248,14 +254,32 @@ impl Stream {
         let mut out = Vec::new();
         for (type_url, names) in std::mem::take(&mut self.refusals) {
             self.nonce += 1;
+            let names: Vec<Arc<str>> = names.into_iter().map(Arc::from).collect();
+            let (removed, resources) = match self.delta {
+                true => (names, Vec::new()),
+                false if type_url == RUNTIME => {
+                    (Vec::new(), names.into_iter().map(layer).collect())
+                }
+                false => (Vec::new(), Vec::new()),
+            };
             out.push(Answer {
                 type_url: Arc::from(type_url),
                 nonce: self.nonce.to_string(),
                 version: hex(0),
-                resources: Vec::new(),
-                removed: names.into_iter().map(Arc::from).collect(),
+                resources,
+                removed,
             });
         }
         out
     }
+}
+
+/// An empty layer of the runtime. State of the world cannot say that it does not exist, and an Envoy with the
+/// documented bootstrap would wait 15 seconds for it.
+fn layer(name: Arc<str>) -> (Arc<str>, Content) {
+    let runtime = Runtime {
+        name: name.to_string(),
+        layer: Some(Default::default()),
+    };
+    (name, Content::new(runtime.encode_to_vec().into()))
 }
