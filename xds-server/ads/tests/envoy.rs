@@ -1,4 +1,4 @@
-//! A real Envoy follows the engine, in both variants: warming, updates, refusals, removal, reconnect.
+//! A real Envoy follows the engine, in both variants: warming, updates, refusals, removal.
 //!
 //! `SELDON_ENVOY=/path/to/envoy cargo test -p seldon-ads --test envoy -- --ignored --nocapture`
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
