@@ -314,7 +314,7 @@ fn cases() -> u32 {
     std::env::var("PROPTEST_CASES")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(200)
+        .unwrap_or(1_000)
 }
 
 proptest! {
