@@ -106,9 +106,7 @@ impl EnvoyCertificates {
             let (chain, key) = (pem.crt.as_ref()?, pem.key.as_ref()?);
             Some((name, certificate(name, chain, key)))
         };
-        let trusted = |name: &'static str, ca: Option<&Vec<u8>>| {
-            Some((name, authority(name, ca?)))
-        };
+        let trusted = |name: &'static str, ca: Option<&Vec<u8>>| Some((name, authority(name, ca?)));
         let all = [
             identity(DOWNSTREAM_SERVER, downstream_server),
             trusted(DOWNSTREAM_CLIENT, downstream_client.ca.as_ref()),
@@ -137,7 +135,9 @@ impl EnvoyCertificates {
                     writer.resources(self.secrets());
                 }
                 Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "certificates cannot be read, the former stay"),
+                Err(error) => {
+                    tracing::warn!(%error, "certificates cannot be read, the former stay")
+                }
             }
         }
     }

@@ -37,7 +37,12 @@ pub struct Flags {
     #[arg(long = "nodeID", value_name = "ID", default_value = "test-id")]
     pub node_id: String,
     /// Port on which Envoys serve inference, for those that name none in their metadata.
-    #[arg(long, value_name = "PORT", env = "ENVOY_DATA_PORT", default_value_t = 9000)]
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "ENVOY_DATA_PORT",
+        default_value_t = 9000
+    )]
     pub envoy_data_port: u16,
     /// Path of the wasm filter on the Envoys' machines, for those that name none in their metadata.
     #[arg(long, value_name = "PATH")]
@@ -61,7 +66,11 @@ pub struct Flags {
     /// How long to wait at start for agents before moving or removing anything.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub scheduler_ready_timeout_seconds: u64,
-    /// How long removed resources are still shown.
+    /// How long an Envoy that is away may go on with its last routes; nothing that it may use is unloaded before, also
+    /// after a start of the scheduler.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub routing_lease_seconds: u64,
+    /// How long removed pipelines and experiments are still shown. Without effect yet.
     #[arg(long, value_name = "SECONDS", default_value_t = 86400)]
     pub deleted_resource_ttl_seconds: u64,
     /// Log level: trace, debug, info, warn, error.

@@ -1,5 +1,5 @@
 //! `seldon-scheduler`: parse, validate, build, spawn, drain.
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
 use seldon_core::{Config, Synchronisation};
@@ -55,6 +55,7 @@ async fn run<S: Store>(flags: &Flags, store: S) -> anyhow::Result<()> {
         envoy_certificates,
         control_plane_tls,
         discovery_tls: certificates::discovery()?,
+        routing_lease: Duration::from_secs(flags.routing_lease_seconds),
         store,
     };
     let sockets = Sockets::bind(flags, options.control_plane_tls.is_some()).await?;

@@ -54,12 +54,24 @@ impl Probes {
         let connected = envoys.iter().filter(|e| e.connected).count();
         let rejections: usize = envoys.iter().map(|e| e.rejections.len()).sum();
         Some([
-            ("models", "Models known, terminated ones included", models as u64),
+            (
+                "models",
+                "Models known, terminated ones included",
+                models as u64,
+            ),
             ("servers", "Servers known", servers as u64),
             ("generation", "Changes of the routed world", generation),
-            ("synchronised", "Whether Envoys are served", synchronised.into()),
+            (
+                "synchronised",
+                "Whether Envoys are served",
+                synchronised.into(),
+            ),
             ("envoys", "Envoys connected", connected as u64),
-            ("rejections", "Resources that Envoys refuse", rejections as u64),
+            (
+                "rejections",
+                "Resources that Envoys refuse",
+                rejections as u64,
+            ),
         ])
     }
 }

@@ -43,6 +43,8 @@ async fn bind(port: u16, flag: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
         .await
         .with_context(|| {
-            format!("port {port} cannot be used: stop what listens there or choose another by --{flag}")
+            format!(
+                "port {port} cannot be used: stop what listens there or choose another by --{flag}"
+            )
         })
 }

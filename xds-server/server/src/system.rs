@@ -7,8 +7,7 @@ use seldon_core::{Config, State};
 use seldon_grpc::{
     agent::agent_service_server::AgentServiceServer,
     health::health_check_service_server::HealthCheckServiceServer,
-    introspect::introspect_server::IntrospectServer,
-    scheduler::scheduler_server::SchedulerServer,
+    introspect::introspect_server::IntrospectServer, scheduler::scheduler_server::SchedulerServer,
 };
 use seldon_tls::{Incoming, ServerTls};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -32,8 +31,6 @@ use crate::{
 
 /// An Envoy that has not answered for so long no longer holds up what is Available.
 const LAG: Duration = Duration::from_secs(2);
-/// How long models stay reloadable for an Envoy that left.
-const ROUTING_LEASE: Duration = Duration::from_secs(60);
 /// A peer that is gone without a word is found within the sum of both.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_PATIENCE: Duration = Duration::from_secs(5);
@@ -52,6 +49,9 @@ pub struct Options<S> {
     pub envoy_certificates: Option<EnvoyCertificates>,
     pub control_plane_tls: Option<ServerTls>,
     pub discovery_tls: Option<ServerTls>,
+    /// How long an Envoy that left, or that may be left from before a start, can go on with its last world. Nothing is
+    /// unloaded before.
+    pub routing_lease: Duration,
     pub store: S,
 }
 
@@ -70,7 +70,7 @@ pub async fn run<S: Store>(
             default_module: options.filter_module.is_some(),
         })),
         lag: LAG,
-        lease: ROUTING_LEASE,
+        lease: options.routing_lease,
     });
     let mut resources = fixed(
         &options.listener,
@@ -92,9 +92,7 @@ pub async fn run<S: Store>(
     if let Some(certificates) = options.envoy_certificates {
         let (handle, stop) = (handle.clone(), stop.clone());
         tasks.spawn(async move {
-            let _ = stop
-                .run_until_cancelled(certificates.follow(handle))
-                .await;
+            let _ = stop.run_until_cancelled(certificates.follow(handle)).await;
             Ok(())
         });
     }
@@ -130,9 +128,7 @@ async fn wait(
     tracing::info!("stopping");
     stop.cancel();
     engine.close();
-    let drained = tokio::time::timeout(DRAIN, async {
-        while tasks.join_next().await.is_some() {}
-    });
+    let drained = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} });
     if drained.await.is_err() {
         tracing::warn!("connections that did not end in time are cut");
         tasks.shutdown().await;

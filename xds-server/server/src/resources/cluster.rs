@@ -50,7 +50,6 @@ pub(super) enum Protocol {
 const UNLIMITED: u32 = 1_000_000;
 const CONNECT_SECONDS: i64 = 2;
 const IDLE_SECONDS: i64 = 60;
-const DNS_REFRESH_SECONDS: i64 = 2;
 /// Our agents answer pings; this finds one that is stopped, or behind a cut network, while a request waits for it.
 const PING_SECONDS: i64 = 5;
 
@@ -61,7 +60,12 @@ pub(super) struct Encoded {
 }
 
 /// Addresses come by EDS. Host names cannot, so one of them makes the cluster resolve all of them itself.
-pub(super) fn encode(name: &str, protocol: Protocol, endpoints: &[Endpoint], tls: Option<Tls>) -> Encoded {
+pub(super) fn encode(
+    name: &str,
+    protocol: Protocol,
+    endpoints: &[Endpoint],
+    tls: Option<Tls>,
+) -> Encoded {
     let by_name = endpoints.iter().any(|e| address_of(&e.host).is_none());
     let assignment = assignment(name, protocol, endpoints);
     let mut cluster = Cluster {
@@ -95,21 +99,18 @@ pub(super) fn encode(name: &str, protocol: Protocol, endpoints: &[Endpoint], tls
     }
 }
 
-/// The newer way to say this is unknown to Envoys that we support.
-#[expect(deprecated)]
 fn resolve_names(cluster: &mut Cluster, assignment: ClusterLoadAssignment) {
     cluster.cluster_discovery_type =
         Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns.into()));
     cluster.dns_lookup_family = DnsLookupFamily::All.into();
-    cluster.dns_refresh_rate = seconds(DNS_REFRESH_SECONDS);
     cluster.load_assignment = Some(assignment);
 }
 
 impl Protocol {
     fn options(self) -> HttpProtocolOptions {
         let upstream = match self {
-            Self::Both => UpstreamProtocolOptions::UseDownstreamProtocolConfig(
-                UseDownstreamHttpConfig {
+            Self::Both => {
+                UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
                     http2_protocol_options: Some(Http2ProtocolOptions {
                         connection_keepalive: Some(KeepaliveSettings {
                             interval: seconds(PING_SECONDS),
@@ -119,8 +120,8 @@ impl Protocol {
                         ..Default::default()
                     }),
                     ..Default::default()
-                },
-            ),
+                })
+            }
             Self::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(Default::default())),
             // No pings: other agents' servers take them for abuse.
             Self::Grpc => explicit(ProtocolConfig::Http2ProtocolOptions(Default::default())),

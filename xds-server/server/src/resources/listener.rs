@@ -28,9 +28,7 @@ use envoy_types::pb::envoy::{
         },
         http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyMutation,
     },
-    r#type::matcher::v3::{
-        PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern,
-    },
+    r#type::matcher::v3::{PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern},
 };
 use prost::{Message, Name};
 

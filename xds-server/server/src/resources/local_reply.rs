@@ -3,11 +3,11 @@ use envoy_types::pb::{
     envoy::{
         config::{
             accesslog::v3::{
-                AccessLogFilter, AndFilter, HeaderFilter, ResponseFlagFilter,
-                access_log_filter::FilterSpecifier,
+                AccessLogFilter, AndFilter, ComparisonFilter, HeaderFilter, ResponseFlagFilter,
+                StatusCodeFilter, access_log_filter::FilterSpecifier, comparison_filter,
             },
             core::v3::{
-                DataSource, SubstitutionFormatString, data_source::Specifier,
+                DataSource, RuntimeUInt32, SubstitutionFormatString, data_source::Specifier,
                 substitution_format_string::Format,
             },
             route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
@@ -28,13 +28,17 @@ use super::{
 const UNKNOWN: &str = "no model named %REQ(seldon-model)%";
 const UNNAMED: &str = "the request names no model: send the header seldon-model, or use a path below /v2/models/<name>/";
 const NOT_SERVED: &str = "%REQ(:METHOD)% %REQ(:PATH)% is not served";
+const MALFORMED_REQUEST: &str = "malformed request (%RESPONSE_CODE_DETAILS%)";
+const NO_SERVER: &str = "no server answered (%RESPONSE_CODE_DETAILS%)";
 const NO_ANSWER: &str = "model %REQ(seldon-model)%: no replica answered (%RESPONSE_CODE_DETAILS%)";
 const OTHER: &str = "%LOCAL_REPLY_BODY%";
 
 /// No route, that is no scope: nobody serves a model of this name.
 const NO_ROUTE: &[&str] = &["NR"];
-/// Refused by the list of served paths.
-const REFUSED: &[&str] = &["UAEX"];
+/// Refused by the list of served paths: nothing else of ours answers this, and it sets no flag.
+const REFUSED: u32 = 403;
+/// Refused before any filter, without a text.
+const MALFORMED: u32 = 400;
 /// The request went, or should have gone, to a replica.
 const UPSTREAM: &[&str] = &["NC", "UH", "UF", "UC", "UO", "UR", "URX", "UT", "LR", "UPE"];
 
@@ -46,10 +50,24 @@ const GRPC_UNIMPLEMENTED: &str = "12";
 pub(super) fn config() -> LocalReplyConfig {
     let mut mappers = Vec::new();
     let cases = [
-        (vec![flags(NO_ROUTE), unnamed()], Some((NOT_FOUND, GRPC_NOT_FOUND)), UNNAMED),
-        (vec![flags(NO_ROUTE)], Some((NOT_FOUND, GRPC_NOT_FOUND)), UNKNOWN),
-        (vec![flags(REFUSED)], Some((NOT_FOUND, GRPC_UNIMPLEMENTED)), NOT_SERVED),
+        (
+            vec![flags(NO_ROUTE), unnamed()],
+            Some((NOT_FOUND, GRPC_NOT_FOUND)),
+            UNNAMED,
+        ),
+        (
+            vec![flags(NO_ROUTE)],
+            Some((NOT_FOUND, GRPC_NOT_FOUND)),
+            UNKNOWN,
+        ),
+        (
+            vec![status(REFUSED)],
+            Some((NOT_FOUND, GRPC_UNIMPLEMENTED)),
+            NOT_SERVED,
+        ),
+        (vec![flags(UPSTREAM), unnamed()], None, NO_SERVER),
         (vec![flags(UPSTREAM)], None, NO_ANSWER),
+        (vec![status(MALFORMED)], None, MALFORMED_REQUEST),
     ];
     for (filters, status, text) in cases {
         mappers.push(over_grpc(filters.clone(), status.map(|s| s.1), text));
@@ -105,6 +123,18 @@ fn all(mut filters: Vec<AccessLogFilter>) -> AccessLogFilter {
 fn flags(flags: &[&str]) -> AccessLogFilter {
     filter(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter {
         flags: flags.iter().map(|f| (*f).into()).collect(),
+    }))
+}
+
+fn status(code: u32) -> AccessLogFilter {
+    filter(FilterSpecifier::StatusCodeFilter(StatusCodeFilter {
+        comparison: Some(ComparisonFilter {
+            op: comparison_filter::Op::Eq.into(),
+            value: Some(RuntimeUInt32 {
+                default_value: code,
+                runtime_key: format!("seldon.local_reply.{code}"),
+            }),
+        }),
     }))
 }
 

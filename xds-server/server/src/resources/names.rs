@@ -5,8 +5,7 @@ use seldon_core::ReplicaSet;
 
 /// Type URLs of what the scheduler serves.
 pub mod types {
-    pub const SECRET: &str =
-        "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
     pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
     pub const ENDPOINTS: &str =
         "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use envoy_types::pb::envoy::{
     config::route::v3::{
-        FilterConfig, RetryPolicy, Route as EnvoyRoute, RouteAction, RouteConfiguration, RouteMatch,
-        ScopedRouteConfiguration, VirtualHost, WeightedCluster,
+        FilterConfig, RetryPolicy, Route as EnvoyRoute, RouteAction, RouteConfiguration,
+        RouteMatch, ScopedRouteConfiguration, VirtualHost, WeightedCluster,
         retry_policy::{RetryHostPredicate, retry_host_predicate},
         route,
         route_action::ClusterSpecifier,

@@ -97,7 +97,10 @@ fn a_model_costs_two_scopes_and_shares_its_cluster() {
     let second = world.update(&made, &set(["wine"]), &set([]));
     assert_eq!(
         names_of(&second),
-        ["+ScopedRouteConfiguration c:wine", "+ScopedRouteConfiguration i:wine"]
+        [
+            "+ScopedRouteConfiguration c:wine",
+            "+ScopedRouteConfiguration i:wine"
+        ]
     );
     let bytes: usize = second
         .iter()
@@ -119,7 +122,10 @@ fn goldens() {
     made.replica("mlserver", 0, "10.0.0.1", (9000, 9000));
     made.replica("mlserver", 1, "10.0.0.2", (9000, 9000));
     made.replica("triton", 0, "triton-0.seldon", (9001, 9501));
-    made.serve("iris", &[(1, "mlserver", &[0], 3), (2, "mlserver", &[0, 1], 7)]);
+    made.serve(
+        "iris",
+        &[(1, "mlserver", &[0], 3), (2, "mlserver", &[0, 1], 7)],
+    );
     made.serve("cifar", &[(4, "triton", &[0], 1)]);
     let all = made.snapshot();
     let body = |url: &'static str, name: &str| all[&(url, Arc::from(name))].clone();
@@ -133,7 +139,12 @@ fn goldens() {
     };
     insta::assert_debug_snapshot!("cluster_by_address", cluster("mlserver.0-1"));
     insta::assert_debug_snapshot!("cluster_by_name", cluster("triton.0_grpc"));
-    insta::assert_yaml_snapshot!("snapshot_names", all.keys().map(|k| format!("{} {}", k.0, k.1)).collect::<Vec<_>>());
+    insta::assert_yaml_snapshot!(
+        "snapshot_names",
+        all.keys()
+            .map(|k| format!("{} {}", k.0, k.1))
+            .collect::<Vec<_>>()
+    );
 }
 
 fn fixed_resources() -> (bytes::Bytes, bytes::Bytes) {
@@ -163,7 +174,8 @@ fn an_envoy_gets_its_own_port_and_module() {
         metadata,
         ..Default::default()
     };
-    let own = node(serde_json::json!({"seldon": {"data_port": 9100.0, "filter_module": "/own.wasm"}}));
+    let own =
+        node(serde_json::json!({"seldon": {"data_port": 9100.0, "filter_module": "/own.wasm"}}));
     let tailored = tailor
         .tailor(&own, types::LISTENER, names::LISTENER, &listener)
         .unwrap();
@@ -180,14 +192,20 @@ fn an_envoy_gets_its_own_port_and_module() {
     let without = tailor
         .tailor(&documented, types::LISTENER, names::LISTENER, &listener)
         .unwrap();
-    assert!(!contains(&without, b"filters.http.wasm"), "no module, no filter");
+    assert!(
+        !contains(&without, b"filters.http.wasm"),
+        "no module, no filter"
+    );
     let has_default = ByMetadata {
         default_module: true,
     };
     let same = has_default.tailor(&documented, types::LISTENER, names::LISTENER, &listener);
     assert_eq!(same, None);
     let odd = node(serde_json::json!({"seldon": {"data_port": 70000}}));
-    assert_eq!(has_default.tailor(&odd, types::LISTENER, names::LISTENER, &listener), None);
+    assert_eq!(
+        has_default.tailor(&odd, types::LISTENER, names::LISTENER, &listener),
+        None
+    );
 }
 
 fn contains(body: &[u8], part: &[u8]) -> bool {
@@ -204,7 +222,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (0..6u8, prop::collection::vec((0..2u8, 1..8u8), 1..3)).prop_map(|(m, s)| Step::Route(m, s)),
+        (0..6u8, prop::collection::vec((0..2u8, 1..8u8), 1..3))
+            .prop_map(|(m, s)| Step::Route(m, s)),
         (0..6u8).prop_map(Step::Unroute),
         (0..2u8, 0..3u8, 0..4u8).prop_map(|(s, r, how)| Step::Replica(s, r, how)),
     ]

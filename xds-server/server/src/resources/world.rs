@@ -85,7 +85,11 @@ impl World {
             self.rebuild(view, model, &mut changes, &mut idle);
         }
         for set in idle {
-            if self.used.get(&set).is_some_and(|used| used.models.is_empty()) {
+            if self
+                .used
+                .get(&set)
+                .is_some_and(|used| used.models.is_empty())
+            {
                 self.remove_set(&set, &mut changes);
             }
         }
@@ -117,12 +121,7 @@ impl World {
             let Some(used) = self.used.get_mut(&set) else {
                 continue;
             };
-            // A set without any endpoint keeps its shape: nothing says that it changed.
-            let ports = if endpoints.is_empty() {
-                used.ports
-            } else {
-                Ports::of(&endpoints)
-            };
+            let ports = Ports::of(&endpoints);
             if ports != used.ports {
                 let old = used.clusters();
                 used.ports = ports;
@@ -228,7 +227,7 @@ impl World {
         }
     }
 
-    /// Any replica set will do; the first stays the same as long as it is used.
+    /// Any replica set will do: the first.
     fn refresh_server_scope(&mut self, changes: &mut Vec<Change>) {
         let chosen = self.used.first_key_value();
         let wanted = chosen.map(|(set, used)| (set.clone(), used.ports));
@@ -332,7 +331,10 @@ pub fn snapshot<'a>(
 ) -> BTreeMap<(&'static str, Arc<str>), Bytes> {
     let models = models.into_iter().map(Arc::from).collect();
     let mut all = BTreeMap::new();
-    collect(&mut all, World::new(tls).update(view, &models, &BTreeSet::new()));
+    collect(
+        &mut all,
+        World::new(tls).update(view, &models, &BTreeSet::new()),
+    );
     all
 }
 

@@ -43,9 +43,9 @@ impl Introspect for Introspection {
             .writer
             .read(move |state, _| state.explain(&asked))
             .await?;
-        let mut explanation = explanation.map(explained).ok_or_else(|| {
-            Status::failed_precondition(format!("model {model} is not known"))
-        })?;
+        let mut explanation = explanation
+            .map(explained)
+            .ok_or_else(|| Status::failed_precondition(format!("model {model} is not known")))?;
         let connected = self.engine.envoys().into_iter().filter(|e| e.connected);
         for envoy in connected {
             explanation.envoys_connected += 1;

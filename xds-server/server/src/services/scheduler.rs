@@ -164,7 +164,11 @@ impl Scheduler for SchedulerApi {
             latest_model
         };
         let names = match request.model {
-            None => self.writer.read(|state, _| names(state.model_names())).await?,
+            None => {
+                self.writer
+                    .read(|state, _| names(state.model_names()))
+                    .await?
+            }
             Some(model) => {
                 let name: Arc<str> = model.name.into();
                 let asked = name.clone();
@@ -188,7 +192,11 @@ impl Scheduler for SchedulerApi {
         request: Request<ServerStatusRequest>,
     ) -> Stream<ServerStatusResponse> {
         let names = match request.into_inner().name {
-            None => self.writer.read(|state, _| names(state.server_names())).await?,
+            None => {
+                self.writer
+                    .read(|state, _| names(state.server_names()))
+                    .await?
+            }
             Some(name) => {
                 let asked = name.clone();
                 let known = self
@@ -219,7 +227,10 @@ impl Scheduler for SchedulerApi {
         &self,
         request: Request<ServerSubscriptionRequest>,
     ) -> Stream<ServerStatusResponse> {
-        tracing::info!(subscriber = request.get_ref().subscriber_name, "server status");
+        tracing::info!(
+            subscriber = request.get_ref().subscriber_name,
+            "server status"
+        );
         let writer = self.writer.clone();
         let stream = answers(&self.stop, |outlet| {
             follow(writer, Kind::Servers, SERVERS_EVERY, server, outlet)
@@ -251,7 +262,10 @@ impl Scheduler for SchedulerApi {
         &self,
         request: Request<ControlPlaneSubscriptionRequest>,
     ) -> Stream<ControlPlaneResponse> {
-        tracing::info!(subscriber = request.get_ref().subscriber_name, "control plane");
+        tracing::info!(
+            subscriber = request.get_ref().subscriber_name,
+            "control plane"
+        );
         let writer = self.writer.clone();
         let stream = answers(&self.stop, |outlet| async move {
             let mark = |event: Marker| ControlPlaneResponse {

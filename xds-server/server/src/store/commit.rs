@@ -45,7 +45,9 @@ impl Committer {
         };
         if let Some(job) = refused {
             let gone = Arc::new(StoreError::Failed("its thread has ended".into()));
-            job.told.into_iter().for_each(|told| told(Err(gone.clone())));
+            job.told
+                .into_iter()
+                .for_each(|told| told(Err(gone.clone())));
         }
     }
 }

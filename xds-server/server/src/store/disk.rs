@@ -60,11 +60,21 @@ impl Store for Disk {
     fn restore(&self) -> Result<Option<Vec<Record>>, StoreError> {
         let transaction = self.0.begin_read().map_err(failed)?;
         let mut records = Vec::new();
-        for row in transaction.open_table(SERVERS).map_err(failed)?.iter().map_err(failed)? {
+        for row in transaction
+            .open_table(SERVERS)
+            .map_err(failed)?
+            .iter()
+            .map_err(failed)?
+        {
             let (name, bytes) = row.map_err(failed)?;
             records.push(record::server(name.value(), bytes.value())?);
         }
-        for row in transaction.open_table(MODELS).map_err(failed)?.iter().map_err(failed)? {
+        for row in transaction
+            .open_table(MODELS)
+            .map_err(failed)?
+            .iter()
+            .map_err(failed)?
+        {
             let (name, bytes) = row.map_err(failed)?;
             records.push(record::model(name.value(), bytes.value())?);
         }

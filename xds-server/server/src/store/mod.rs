@@ -23,7 +23,9 @@ pub enum Write {
 pub enum StoreError {
     #[error("cannot open the store {path}: {cause}; is another scheduler using it?")]
     Open { path: String, cause: String },
-    #[error("the store is of format {found}, this scheduler reads {known}; use the newer one or another --db-path")]
+    #[error(
+        "the store is of format {found}, this scheduler reads {known}; use the newer one or another --db-path"
+    )]
     Format { found: u64, known: u64 },
     #[error("record of {kind} {name} cannot be read: {cause}")]
     Record {

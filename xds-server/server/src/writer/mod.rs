@@ -116,7 +116,11 @@ impl Writer {
     }
 
     /// Runs until `stop`, or until nobody can send any more. `restored` is what the store holds, where there is one. What was acknowledged is durable when it returns.
-    pub async fn run(mut self, restored: Option<Vec<seldon_core::Record>>, stop: CancellationToken) {
+    pub async fn run(
+        mut self,
+        restored: Option<Vec<seldon_core::Record>>,
+        stop: CancellationToken,
+    ) {
         let mut batch = Batch::default();
         if let Some(records) = restored {
             let _ = self.step(Event::Restored(records), &mut batch);
@@ -254,7 +258,9 @@ impl Writer {
             reason,
         } = rejection;
         match &reason {
-            Some(reason) => tracing::error!(type_url, resource, reason, "an Envoy refuses a resource"),
+            Some(reason) => {
+                tracing::error!(type_url, resource, reason, "an Envoy refuses a resource")
+            }
             None => tracing::info!(type_url, resource, "no Envoy refuses the resource any more"),
         }
         let model = model_of_scope(&resource).filter(|_| type_url == types::SCOPE);

@@ -1,0 +1,446 @@
+//! The services on real sockets, with a scripted agent in place of a real one, and without Envoys.
+use std::{path::PathBuf, time::Duration};
+
+use seldon_core::{Config, Synchronisation};
+use seldon_grpc::{
+    agent::agent_service_client::AgentServiceClient,
+    health::health_check_service_client::HealthCheckServiceClient,
+    introspect::introspect_client::IntrospectClient, scheduler::scheduler_client::SchedulerClient,
+};
+use seldon_proto::{
+    agent::{
+        AgentDrainRequest, AgentSubscribeRequest, ModelEventMessage, ModelOperationMessage,
+        ModelScalingTriggerMessage, ModelVersion, ReplicaConfig, model_event_message,
+        model_operation_message::Operation,
+    },
+    introspect::{ExplainModelRequest, XdsStatusRequest},
+    scheduler::{control_plane_response::Event as Marker, model_status::ModelState, *},
+};
+use seldon_scheduler::{
+    resources::ListenerOptions,
+    sockets::Sockets,
+    store::{Disk, Forgetful, Store},
+    system::{Options, run},
+};
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, transport::Channel};
+
+/// Longer than anything here takes; only a failure waits for it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited too long: {what}"),
+    }
+}
+
+struct Scheduler {
+    api: u16,
+    agents: u16,
+    health: u16,
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+async fn socket() -> (TcpListener, u16) {
+    let socket = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
+impl Scheduler {
+    async fn start<S: Store>(store: S) -> Self {
+        let (xds, _) = socket().await;
+        let (scheduler, api) = socket().await;
+        let (agent, agents) = socket().await;
+        let (probes, health) = socket().await;
+        let timeout = Duration::ZERO;
+        let options = Options {
+            rules: Config::new(Synchronisation::AfterTimeout(timeout)),
+            listener: ListenerOptions {
+                port: 9000,
+                access_log: None,
+                tls: None,
+            },
+            filter_module: None,
+            envoy_certificates: None,
+            control_plane_tls: None,
+            discovery_tls: None,
+            routing_lease: Duration::ZERO,
+            store,
+        };
+        let sockets = Sockets {
+            xds,
+            scheduler: Some(scheduler),
+            scheduler_mtls: None,
+            agents: Some(agent),
+            agents_mtls: None,
+            health: probes,
+        };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(options, sockets, stop.clone()));
+        Self {
+            api,
+            agents,
+            health,
+            stop,
+            task,
+        }
+    }
+
+    async fn channel(port: u16) -> Channel {
+        let address = format!("http://127.0.0.1:{port}");
+        Channel::from_shared(address)
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
+    }
+
+    async fn api(&self) -> SchedulerClient<Channel> {
+        SchedulerClient::new(Self::channel(self.api).await)
+    }
+
+    async fn agents(&self) -> AgentServiceClient<Channel> {
+        AgentServiceClient::new(Self::channel(self.agents).await)
+    }
+
+    /// Ends it and waits until it has ended.
+    async fn end(self) {
+        self.stop.cancel();
+        soon("the end", self.task).await.unwrap().unwrap();
+    }
+}
+
+fn model(name: &str) -> Model {
+    Model {
+        meta: Some(MetaData {
+            name: name.into(),
+            kubernetes_meta: Some(KubernetesMeta {
+                namespace: "n".into(),
+                generation: 7,
+            }),
+            ..Default::default()
+        }),
+        model_spec: Some(ModelSpec {
+            uri: "gs://bucket/model".into(),
+            requirements: vec!["sklearn".into()],
+            ..Default::default()
+        }),
+        deployment_spec: Some(DeploymentSpec {
+            replicas: 1,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn load(name: &str) -> LoadModelRequest {
+    LoadModelRequest {
+        model: Some(model(name)),
+    }
+}
+
+fn subscription(replica: u32, loaded: Vec<ModelVersion>) -> AgentSubscribeRequest {
+    AgentSubscribeRequest {
+        server_name: "mlserver".into(),
+        shared: true,
+        replica_idx: replica,
+        replica_config: Some(ReplicaConfig {
+            inference_svc: "127.0.0.1".into(),
+            inference_http_port: 8080,
+            inference_grpc_port: 8080,
+            memory_bytes: 1 << 40,
+            capabilities: vec!["sklearn".into()],
+            over_commit_percentage: 0,
+        }),
+        loaded_models: loaded,
+        available_memory_bytes: 1 << 40,
+    }
+}
+
+/// Answers every command with success, until its stream ends.
+async fn obey(mut client: AgentServiceClient<Channel>, replica: u32) -> JoinHandle<Vec<String>> {
+    let stream = client
+        .subscribe(subscription(replica, vec![]))
+        .await
+        .unwrap();
+    let mut commands = stream.into_inner();
+    tokio::spawn(async move {
+        let mut seen = Vec::new();
+        while let Ok(Some(command)) = commands.message().await {
+            seen.push(report(&mut client, replica, command).await);
+        }
+        seen
+    })
+}
+
+async fn report(
+    client: &mut AgentServiceClient<Channel>,
+    replica: u32,
+    command: ModelOperationMessage,
+) -> String {
+    use model_event_message::Event;
+    let (event, verb) = match command.operation() {
+        Operation::LoadModel => (Event::Loaded, "load"),
+        _ => (Event::Unloaded, "unload"),
+    };
+    let version = command.model_version.unwrap();
+    let name = version.model.unwrap().meta.unwrap().name;
+    let message = ModelEventMessage {
+        server_name: "mlserver".into(),
+        replica_idx: replica,
+        model_name: name.clone(),
+        model_version: version.version,
+        event: event.into(),
+        available_memory_bytes: 1 << 40,
+        ..Default::default()
+    };
+    client.agent_event(message).await.unwrap();
+    format!("{verb} {name}")
+}
+
+/// Follows a model until it has the state.
+async fn until(
+    api: &mut SchedulerClient<Channel>,
+    name: &str,
+    state: ModelState,
+) -> ModelStatusResponse {
+    let request = ModelSubscriptionRequest {
+        subscriber_name: "test".into(),
+        is_model_gateway: false,
+    };
+    let mut statuses = api
+        .subscribe_model_status(request)
+        .await
+        .unwrap()
+        .into_inner();
+    soon(&format!("{name} to be {state:?}"), async {
+        loop {
+            let status = statuses
+                .message()
+                .await
+                .unwrap()
+                .expect("the stream goes on");
+            let now = status.versions.last().and_then(|v| v.state.clone());
+            if status.model_name == name && now.is_some_and(|s| s.state() == state) {
+                return status;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_model_is_loaded_shown_and_unloaded() {
+    let scheduler = Scheduler::start(Forgetful).await;
+    let mut api = scheduler.api().await;
+    let agent = obey(scheduler.agents().await, 0).await;
+    api.load_model(load("iris")).await.unwrap();
+    let status = until(&mut api, "iris", ModelState::ModelAvailable).await;
+    let meta = status.versions[0].kubernetes_meta.clone();
+    assert_eq!(
+        meta.map(|m| m.generation),
+        Some(7),
+        "kubernetesMeta is echoed"
+    );
+    let one = ModelStatusRequest {
+        model: Some(ModelReference {
+            name: "iris".into(),
+            version: None,
+        }),
+        ..Default::default()
+    };
+    let mut stream = api.model_status(one).await.unwrap().into_inner();
+    assert_eq!(stream.message().await.unwrap().unwrap().model_name, "iris");
+    assert!(
+        stream.message().await.unwrap().is_none(),
+        "one message, then the end"
+    );
+    let servers = ServerStatusRequest::default();
+    let mut stream = api.server_status(servers).await.unwrap().into_inner();
+    let server = stream.message().await.unwrap().unwrap();
+    assert_eq!(
+        (server.server_name.as_str(), server.available_replicas),
+        ("mlserver", 1)
+    );
+    let unload = UnloadModelRequest {
+        model: Some(ModelReference {
+            name: "iris".into(),
+            version: None,
+        }),
+        kubernetes_meta: None,
+    };
+    api.unload_model(unload).await.unwrap();
+    until(&mut api, "iris", ModelState::ModelTerminated).await;
+    scheduler.end().await;
+    let seen = soon("the agent's stream to end", agent).await.unwrap();
+    assert_eq!(seen, ["load iris", "unload iris"]);
+}
+
+#[tokio::test]
+async fn what_is_unknown_or_not_built_is_said_so() {
+    let scheduler = Scheduler::start(Forgetful).await;
+    let mut api = scheduler.api().await;
+    let unknown = ModelStatusRequest {
+        model: Some(ModelReference {
+            name: "nope".into(),
+            version: None,
+        }),
+        ..Default::default()
+    };
+    let refused = api.model_status(unknown).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("nope"));
+    let refused = api
+        .server_status(ServerStatusRequest {
+            name: Some("nope".into()),
+            ..Default::default()
+        })
+        .await
+        .unwrap_err();
+    assert!(refused.message().contains("[nope]"));
+    let refused = api.load_model(load("Not_A_Name")).await.unwrap_err();
+    assert!(refused.message().contains("Not_A_Name"), "{refused}");
+    let refused = api
+        .load_pipeline(LoadPipelineRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    let mut agents = scheduler.agents().await;
+    let triggers = tokio_stream::iter([ModelScalingTriggerMessage::default()]);
+    let refused = agents.model_scaling_trigger(triggers).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    let nobody = AgentSubscribeRequest::default();
+    let refused = agents.subscribe(nobody).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+
+    let mut introspect = IntrospectClient::new(Scheduler::channel(scheduler.api).await);
+    let status = introspect.xds_status(XdsStatusRequest {}).await.unwrap();
+    assert!(status.into_inner().envoys.is_empty());
+    let asked = ExplainModelRequest {
+        model: "nope".into(),
+    };
+    let refused = introspect.explain_model(asked).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    for port in [scheduler.api, scheduler.agents] {
+        let mut health = HealthCheckServiceClient::new(Scheduler::channel(port).await);
+        let answer = health
+            .health_check(seldon_proto::health::HealthCheckRequest {})
+            .await;
+        assert!(answer.unwrap().into_inner().ok);
+    }
+    assert!(
+        http_get(scheduler.health, "/ready")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    assert!(
+        http_get(scheduler.health, "/metrics")
+            .await
+            .contains("seldon_scheduler_models 0")
+    );
+    scheduler.end().await;
+}
+
+async fn http_get(port: u16, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn the_control_plane_is_asked_in_order() {
+    let scheduler = Scheduler::start(Forgetful).await;
+    let mut api = scheduler.api().await;
+    let request = ControlPlaneSubscriptionRequest::default();
+    let mut markers = api
+        .subscribe_control_plane(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        seen.push(
+            soon("a marker", markers.message())
+                .await
+                .unwrap()
+                .unwrap()
+                .event(),
+        );
+    }
+    use Marker::*;
+    assert_eq!(
+        seen,
+        [SendServers, SendExperiments, SendModels, SendPipelines]
+    );
+    scheduler.end().await;
+    let last = soon("the stream to end", markers.message()).await;
+    assert!(
+        !matches!(last, Ok(Some(_))),
+        "a stopping scheduler closes its streams"
+    );
+}
+
+#[tokio::test]
+async fn a_drained_replica_hands_its_model_over() {
+    let scheduler = Scheduler::start(Forgetful).await;
+    let mut api = scheduler.api().await;
+    let _first = obey(scheduler.agents().await, 0).await;
+    api.load_model(load("iris")).await.unwrap();
+    until(&mut api, "iris", ModelState::ModelAvailable).await;
+    let _second = obey(scheduler.agents().await, 1).await;
+    let mut agents = scheduler.agents().await;
+    let request = AgentDrainRequest {
+        server_name: "mlserver".into(),
+        replica_idx: 0,
+    };
+    let drained = soon("the drain", agents.agent_drain(request))
+        .await
+        .unwrap();
+    assert!(drained.into_inner().success);
+    let mut introspect = IntrospectClient::new(Scheduler::channel(scheduler.api).await);
+    let asked = ExplainModelRequest {
+        model: "iris".into(),
+    };
+    let explained = introspect.explain_model(asked).await.unwrap().into_inner();
+    assert_eq!(explained.route.len(), 1);
+    assert_eq!(
+        explained.route[0].replicas,
+        [1],
+        "nothing is routed to replica 0 any more"
+    );
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn acknowledged_models_are_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |path: PathBuf| Disk::open(&path).unwrap();
+    let scheduler = Scheduler::start(open(folder.path().into())).await;
+    let mut api = scheduler.api().await;
+    for name in ["iris", "wine"] {
+        api.load_model(load(name)).await.unwrap();
+    }
+    scheduler.end().await;
+    let scheduler = Scheduler::start(open(folder.path().into())).await;
+    let mut api = scheduler.api().await;
+    let all = ModelStatusRequest::default();
+    let mut stream = api.model_status(all).await.unwrap().into_inner();
+    let mut names = Vec::new();
+    while let Some(status) = stream.message().await.unwrap() {
+        names.push(status.model_name);
+    }
+    assert_eq!(names, ["iris", "wine"]);
+    let _agent = obey(scheduler.agents().await, 0).await;
+    until(&mut api, "wine", ModelState::ModelAvailable).await;
+    scheduler.end().await;
+}

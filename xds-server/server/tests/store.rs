@@ -1,0 +1,116 @@
+//! What was acknowledged survives `kill -9`.
+use std::{
+    env,
+    io::{BufRead, BufReader, Write as _},
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use seldon_core::Record;
+use seldon_proto::scheduler::{MetaData, Model};
+use seldon_scheduler::store::{Committer, Disk, Store, StoreError, Write};
+
+fn model(name: &str) -> Record {
+    let meta = MetaData {
+        name: name.into(),
+        ..Default::default()
+    };
+    Record::Model {
+        name: name.into(),
+        version: 3,
+        spec: Arc::new(Model {
+            meta: Some(meta),
+            ..Default::default()
+        }),
+        deleted: false,
+    }
+}
+
+fn names(store: &impl Store) -> Vec<String> {
+    let records = store.restore().unwrap().unwrap();
+    let name = |record: &Record| match record {
+        Record::Model { name, .. } | Record::Server { name, .. } => name.to_string(),
+    };
+    records.iter().map(name).collect()
+}
+
+#[test]
+fn records_come_back_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut disk = Disk::open(folder.path()).unwrap();
+    assert_eq!(disk.restore().unwrap(), Some(vec![]));
+    let server = Record::Server {
+        name: "mlserver".into(),
+        expected_replicas: 2,
+        min_replicas: 1,
+        max_replicas: 4,
+    };
+    let writes = [
+        Write::Put(model("iris")),
+        Write::Put(model("wine")),
+        Write::Put(server.clone()),
+        Write::ForgetModel("wine".into()),
+    ];
+    disk.commit(&writes).unwrap();
+    drop(disk);
+    let again = Disk::open(folder.path()).unwrap();
+    assert_eq!(again.restore().unwrap(), Some(vec![server, model("iris")]));
+    let second = Disk::open(folder.path());
+    assert!(
+        matches!(second.err(), Some(StoreError::Open { .. })),
+        "one scheduler only"
+    );
+}
+
+/// Not a test by itself: the process that `acknowledged_writes_survive_a_kill` kills.
+#[test]
+fn child_that_writes_until_it_is_killed() {
+    let Ok(folder) = env::var("STORE_CHILD_FOLDER") else {
+        return;
+    };
+    let committer = Committer::new(Disk::open(Path::new(&folder)).unwrap()).unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    for i in 0.. {
+        let sender = sender.clone();
+        let name = format!("m{i}");
+        let writes = vec![Write::Put(model(&name))];
+        let tell = move |outcome: seldon_scheduler::store::Outcome| {
+            outcome.unwrap();
+            let _ = sender.send(name);
+        };
+        committer.submit(writes, vec![Box::new(tell)]);
+        for name in told.try_iter() {
+            println!("durable {name}");
+            std::io::stdout().flush().unwrap();
+        }
+    }
+}
+
+#[test]
+fn acknowledged_writes_survive_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "child_that_writes_until_it_is_killed",
+            "--nocapture",
+        ])
+        .env("STORE_CHILD_FOLDER", folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let acknowledged: Vec<String> = lines
+        .map(|line| line.unwrap())
+        .filter_map(|line| Some(line.split_once("durable ")?.1.to_owned()))
+        .take(50)
+        .collect();
+    child.kill().unwrap(); // SIGKILL
+    child.wait().unwrap();
+    assert_eq!(acknowledged.len(), 50);
+    let kept = names(&Disk::open(folder.path()).unwrap());
+    for name in &acknowledged {
+        assert!(kept.contains(name), "{name} was acknowledged and is lost");
+    }
+}
