@@ -353,3 +353,34 @@ async fn wrong_words_end_with_255_and_help_with_0() {
             .contains("seldon")
     );
 }
+
+#[tokio::test]
+async fn a_configuration_with_certificates_speaks_tls() {
+    let home = TempDir::new().unwrap();
+    let host = Fake::default().serve_tls(home.path()).await;
+    let path = |name: &str| home.path().join(name).display().to_string();
+    let config = |crt: &str, key: &str| {
+        format!(
+            r#"{{"controlplane":{{"schedulerHost":"{host}","tls":true,"keyPath":"{}","crtPath":"{}","caPath":"{}"}}}}"#,
+            path(key),
+            path(crt),
+            path("server.ca")
+        )
+    };
+    fs::write(path("c.json"), config("client.crt", "client.key")).unwrap();
+    let run = async |words: &[&str]| seldon(home.path(), &[], words).await;
+    assert_eq!(run(&["config", "add", "c", &path("c.json")]).await.code, 0);
+    assert_eq!(run(&["config", "activate", "c"]).await.code, 0);
+    let ran = run(&["server", "list"]).await;
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    // A certificate that the scheduler does not know, and no TLS at all, are refused.
+    fs::write(path("c.json"), config("server.crt", "server.key")).unwrap();
+    assert_eq!(run(&["server", "list"]).await.code, 255);
+    fs::write(path("c.json"), "{}").unwrap();
+    assert_eq!(
+        run(&["server", "list", "--scheduler-host", &host])
+            .await
+            .code,
+        255
+    );
+}

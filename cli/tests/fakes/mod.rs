@@ -58,6 +58,43 @@ impl Fake {
     }
 }
 
+impl Fake {
+    /// Serves over TLS with client certificates; both sides' files are written to `folder`.
+    pub async fn serve_tls(&self, folder: &Path) -> String {
+        let (server, client) = (identity(folder, "server"), identity(folder, "client"));
+        let tls = seldon_tls::ServerTls::follow(server, client, &[b"h2"]).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let router =
+            tonic::transport::Server::builder().add_service(SchedulerServer::new(self.clone()));
+        tokio::spawn(router.serve_with_incoming(seldon_tls::Incoming::new(listener, Some(tls))));
+        address
+    }
+}
+
+/// Writes `<name>.ca`, `<name>.crt` and `<name>.key` for 127.0.0.1.
+fn identity(folder: &Path, name: &str) -> seldon_tls::Files {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(vec![]).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &issuer).unwrap();
+    let write = |kind: &str, text: String| {
+        let path = folder.join(format!("{name}.{kind}"));
+        std::fs::write(&path, text).unwrap();
+        Some(path)
+    };
+    seldon_tls::Files {
+        prefix: name.to_owned(),
+        ca: write("ca", ca_pem),
+        crt: write("crt", leaf.pem()),
+        key: write("key", key.serialize_pem()),
+    }
+}
+
 fn stream<T>(messages: Vec<T>) -> Answer<Stream<T>> {
     let messages: Vec<_> = messages.into_iter().map(Ok).collect();
     Ok(tonic::Response::new(iter(messages)))

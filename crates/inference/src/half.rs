@@ -19,18 +19,18 @@ pub(crate) fn to_f32(half: u16) -> f32 {
 /// The nearest half, ties to even; too large a value becomes infinite.
 pub(crate) fn from_f32(value: f32) -> u16 {
     let bits = value.to_bits();
-    let sign = u16::try_from(bits >> 16 & 0x8000).unwrap_or_default();
+    let sign = u16::try_from((bits >> 16) & 0x8000).unwrap_or_default();
     let magnitude = bits & 0x7fff_ffff;
     let rounded = if magnitude > 0x7f80_0000 {
         // A NaN stays one, with the top of its payload.
-        0x7e00 | (magnitude >> 13 & 0x3ff)
+        0x7e00 | ((magnitude >> 13) & 0x3ff)
     } else if magnitude >= 0x4780_0000 {
         0x7c00
     } else if magnitude >= 0x3880_0000 {
         shift_to_even(magnitude - (112 << 23), 13)
     } else {
         let exponent = magnitude >> 23;
-        let mantissa = magnitude & 0x7f_ffff | 0x80_0000;
+        let mantissa = (magnitude & 0x7f_ffff) | 0x80_0000;
         match 126u32.checked_sub(exponent) {
             Some(shift) if shift < 25 => shift_to_even(mantissa, shift),
             _ => 0,
