@@ -18,6 +18,9 @@ pub struct Demo {
     /// Number of Envoys
     #[arg(long, default_value_t = 1)]
     envoys: usize,
+    /// Use what is built
+    #[arg(long)]
+    no_build: bool,
     /// Keep it running until Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -30,7 +33,9 @@ const GRPC: &str = r#"{"model_name":"iris","inputs":[{"name":"input","contents":
 impl Demo {
     pub fn run(&self) -> Result<()> {
         let start = Instant::now();
-        workspace::build()?;
+        if !self.no_build {
+            workspace::build()?;
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
@@ -38,7 +43,10 @@ impl Demo {
             tokio::select! {
                 result = self.show(start) => result,
                 // Every process ends with the system that is dropped here.
-                _ = tokio::signal::ctrl_c() => bail!("stopped"),
+                _ = tokio::signal::ctrl_c() => {
+                    println!("stopped");
+                    Ok(())
+                }
             }
         })
     }

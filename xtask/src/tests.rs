@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use seldon_components::{Cache, EnvoyVersion};
 
 use crate::workspace::{cargo, line};
-use crate::{lint, workspace};
+use crate::{lint, wasm, workspace};
 
 #[derive(clap::Args)]
 pub struct Test {
@@ -98,18 +98,16 @@ impl Test {
                 ],
                 said,
             ),
-            // One test after the other: each has its own system, and two cores do not carry several.
-            Block::System => self.tests(
-                &[
-                    "test",
-                    "--package",
-                    "seldon-e2e",
-                    "--no-fail-fast",
-                    "--",
-                    "--test-threads=1",
-                ],
-                said,
-            ),
+            Block::System => {
+                // Chosen by target and not by package, which would build shared dependencies anew.
+                let targets = end_to_end()?;
+                let names = targets.iter().flat_map(|name| ["--test", name]);
+                let arguments: Vec<&str> = ["test", "--workspace", "--no-fail-fast"]
+                    .into_iter()
+                    .chain(names)
+                    .collect();
+                self.tests(&arguments, said)
+            }
         }
     }
 
@@ -123,8 +121,9 @@ impl Test {
             cache.tritonclient_python()?;
             anyhow::Ok(cache)
         });
-        workspace::build()?;
-        workspace::run(&mut cargo(&["test", "--workspace", "--no-run", "--quiet"])?)?;
+        // Programs and tests in one go: apart, they would have other features of shared dependencies.
+        workspace::run(&mut cargo(&["build", "--workspace", "--bins", "--tests"])?)?;
+        wasm::build(&workspace::root()?)?;
         let cache = fetching.join().ok().context("fetching panicked")??;
         if self.long {
             cache.envoy(EnvoyVersion::V1_36_4)?;
@@ -141,6 +140,18 @@ impl Test {
         }
         collect(&mut command, said)
     }
+}
+
+/// Lists the end-to-end tests.
+fn end_to_end() -> Result<Vec<String>> {
+    let folder = workspace::root()?.join("tests/e2e/tests");
+    let entries =
+        std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| Some(entry.ok()?.path().file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
 }
 
 /// Runs tests, passing on what they print and keeping the runner's own closing lines.

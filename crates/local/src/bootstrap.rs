@@ -12,6 +12,11 @@ pub(crate) fn render(config: &Config, index: usize) -> Result<String> {
     let Some(ports) = config.ports.envoys.get(index) else {
         bail!("no ports for envoy-{index}")
     };
+    let module = if config.without_filter.contains(&index) {
+        String::new()
+    } else {
+        config.parts.filter_module.display().to_string()
+    };
     let mut values = vec![
         ("SELDON_ENVOY_DATA_PORT", ports.data.to_string()),
         ("SELDON_ENVOY_STATUS_HOST", "0.0.0.0".to_owned()),
@@ -19,10 +24,7 @@ pub(crate) fn render(config: &Config, index: usize) -> Result<String> {
         ("SELDON_ENVOY_ADMIN_PORT", ports.admin.to_string()),
         ("SELDON_XDS_HOST", "127.0.0.1".to_owned()),
         ("SELDON_XDS_PORT", config.ports.scheduler.xds.to_string()),
-        (
-            "SELDON_FILTER_MODULE",
-            config.parts.filter_module.display().to_string(),
-        ),
+        ("SELDON_FILTER_MODULE", module),
     ];
     let Some(tls) = &config.xds_tls else {
         return fill(TEMPLATE, &values);

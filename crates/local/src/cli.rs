@@ -133,6 +133,7 @@ impl Up {
         eprintln!("starting {}", list(&config.components()));
         for component in config.components() {
             let (port, path) = config.readiness(component)?;
+            let mut quiet_until = Instant::now() + Duration::from_secs(5);
             while let Err(why) = ready(port, path).await {
                 if let Some(status) = supervisor.try_wait()? {
                     bail!("the supervisor ended ({status}): {}", tail(&home.log(), 15));
@@ -141,6 +142,10 @@ impl Up {
                     let log = tail(&config.log(component), 15);
                     let _ = down(home);
                     bail!("{component} did not get ready in time ({why:#}); it printed:\n{log}");
+                }
+                if Instant::now() > quiet_until {
+                    eprintln!("waiting for {component}: {why:#}");
+                    quiet_until += Duration::from_secs(10);
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

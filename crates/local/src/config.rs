@@ -32,6 +32,11 @@ pub struct Config {
     /// Requirements of models that the servers meet.
     pub capabilities: Vec<String>,
     pub log_level: String,
+    /// How long a scheduler that starts again waits for replicas it knew.
+    pub scheduler_ready_timeout_seconds: u64,
+    /// Envoys, by number, that do without the filter; for benchmarks.
+    #[serde(default)]
+    pub without_filter: Vec<usize>,
     /// Mutual TLS from the Envoys to the scheduler, which takes its side from variables.
     #[serde(default)]
     pub xds_tls: Option<TlsFiles>,
@@ -65,6 +70,8 @@ impl Config {
             over_commit_percentage: 20,
             capabilities: ["mlserver", "python", "sklearn"].map(str::to_owned).into(),
             log_level: "info".to_owned(),
+            scheduler_ready_timeout_seconds: 10,
+            without_filter: Vec::new(),
             xds_tls: None,
             args: BTreeMap::new(),
             env: BTreeMap::new(),
@@ -163,12 +170,14 @@ impl Config {
             ("envoy-data-port", &data_port),
             ("filter-module", &self.parts.filter_module.display()),
             ("db-path", &launch.folder.join("db").display()),
-            ("scheduler-ready-timeout-seconds", &30),
+            (
+                "scheduler-ready-timeout-seconds",
+                &self.scheduler_ready_timeout_seconds,
+            ),
             (
                 "envoy-accesslog-path",
                 &self.run_dir.join("envoy-access.log").display(),
             ),
-            ("namespace", &"local"),
             ("log-level", &self.log_level),
         ]);
     }
