@@ -225,7 +225,10 @@ fn serve_admin(
 /// The given rclone, or one of our own where none is given.
 async fn rclone(options: &Options, end: &CancellationToken) -> anyhow::Result<Rclone> {
     if options.rclone_binary.is_none() && !options.rclone_host.is_empty() {
-        let (host, port) = (options.rclone_host.clone(), options.rclone_port);
+        let (host, port) = (
+            options.rclone_host.clone(),
+            Arc::new(options.rclone_port.into()),
+        );
         return Ok(Rclone::new(Endpoint {
             host,
             port,
@@ -249,17 +252,24 @@ async fn rclone(options: &Options, end: &CancellationToken) -> anyhow::Result<Rc
 
 /// Applies the configuration file once, trying until rclone is there.
 async fn configure(options: &Options, remotes: &Remotes) {
+    // An rclone that starts beside the agent is away for a moment: no reason to say so.
+    let mut quiet_tries = 20;
     loop {
-        let applied = match Config::read(&options.config_path) {
-            Ok(config) => remotes.apply(&config.rclone).await.map_err(Into::into),
-            Err(error) => Err(error),
-        };
-        match applied {
+        match apply(options, remotes).await {
             Ok(()) => return,
-            Err(error) => tracing::warn!("remotes are not configured yet: {error:#}"),
+            Err(error) if quiet_tries == 0 => {
+                tracing::warn!("remotes are not configured yet: {error:#}");
+                quiet_tries = 50;
+            }
+            Err(_) => quiet_tries -= 1,
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+async fn apply(options: &Options, remotes: &Remotes) -> anyhow::Result<()> {
+    let config = Config::read(&options.config_path)?;
+    Ok(remotes.apply(&config.rclone).await?)
 }
 
 /// Follows the configuration file, which a mounted ConfigMap replaces by a link. The content is compared: every way
@@ -275,13 +285,7 @@ async fn follow_config(
             () = end.cancelled() => return Ok(()),
             () = tokio::time::sleep(Duration::from_secs(5)) => {}
         }
-        let applied = match Config::read(&options.config_path) {
-            Ok(config) => remotes
-                .apply(&config.rclone)
-                .await
-                .map_err(anyhow::Error::from),
-            Err(error) => Err(error),
-        };
+        let applied = apply(&options, &remotes).await;
         if let (Err(error), false) = (&applied, failing) {
             tracing::warn!("the remotes stay as they are: {error:#}");
         }

@@ -191,7 +191,7 @@ async fn failures_are_told_and_hold_no_secret() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hung_load_disturbs_nobody_and_can_be_unloaded() {
     let world = World::new().await;
-    let agent = world.agent(&[]).await;
+    let agent = world.agent(&["--download-retry-seconds=10"]).await;
     world.scheduler.subscription(0).await;
     world
         .inference
@@ -216,6 +216,16 @@ async fn a_hung_load_disturbs_nobody_and_can_be_unloaded() {
             Event::Loaded
         );
     }
+    // The agent's own rclone dies and comes back.
+    let pid_file = world.folder.path().join("agent/rclone-process/rclone.pid");
+    let pid = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    world.scheduler.order(LoadModel, &model("after", 1, IRIS));
+    assert_eq!(world.scheduler.event("after").await.event(), Event::Loaded);
     world.scheduler.order(UnloadModel, &model("hung", 1, IRIS));
     assert_eq!(world.scheduler.event("hung").await.event(), Event::Unloaded);
     assert!(!world.installed("hung_1").exists());

@@ -153,8 +153,8 @@ impl Artefacts {
         };
         if let Some(storage) = storage {
             policy.remotes.insert(storage.name.clone());
-        } else if uri::remote_name(storage_uri).is_some() {
-            let names = (|| self.remotes.names())
+        } else if let Some(wanted) = uri::remote_name(storage_uri) {
+            let names = (|| self.remotes.names(wanted))
                 .retry(self.back_off())
                 .when(RcloneError::is_transient)
                 .await;

@@ -2,6 +2,8 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -21,17 +23,15 @@ pub struct Own {
     pub folder: PathBuf,
 }
 
-/// Starts rclone and keeps it running until `stop`. The address stays the same over restarts.
+/// Starts rclone and keeps it running until `stop`.
 pub async fn start(own: Own, stop: CancellationToken) -> anyhow::Result<Rclone> {
     tokio::fs::create_dir_all(&own.folder).await?;
     end_orphan(&own);
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port();
+    let port = free_port(0)?;
     let credentials = ("agent".to_owned(), random_word()?);
     let endpoint = Endpoint {
         host: "127.0.0.1".to_owned(),
-        port,
+        port: Arc::new(AtomicU16::new(port)),
         credentials: Some(credentials),
     };
     let rclone = Rclone::new(endpoint.clone());
@@ -59,6 +59,11 @@ async fn supervise(own: Own, endpoint: Endpoint, first: Child, stop: Cancellatio
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }
+        // Another process may have taken the port meanwhile.
+        let port = endpoint.port.load(Ordering::Relaxed);
+        if let Ok(port) = free_port(port).or_else(|_| free_port(0)) {
+            endpoint.port.store(port, Ordering::Relaxed);
+        }
         child = spawn(&own, &endpoint)
             .inspect_err(|error| tracing::error!(%error, "rclone does not start"))
             .ok();
@@ -72,7 +77,7 @@ fn spawn(own: &Own, endpoint: &Endpoint) -> anyhow::Result<Child> {
         .arg("--config")
         .arg(&own.config)
         .arg("--rc-addr")
-        .arg(format!("{}:{}", endpoint.host, endpoint.port))
+        .arg(endpoint.address())
         .args([
             "--log-level",
             "NOTICE",
@@ -130,6 +135,13 @@ fn end_orphan(own: &Own) {
     if arguments.contains(&b"rcd".as_slice()) && arguments.contains(&config) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
+}
+
+/// The given port of loopback, if it is free; any for 0.
+fn free_port(port: u16) -> std::io::Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", port))?
+        .local_addr()?
+        .port())
 }
 
 fn random_word() -> std::io::Result<String> {

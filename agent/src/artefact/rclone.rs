@@ -2,6 +2,8 @@
 //!
 //! rclone echoes the whole input in its errors, and some backends put addresses with credentials into theirs. So no
 //! text of rclone leaves this module: an answer is classified and the error is written here.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -56,9 +58,17 @@ impl RcloneError {
 #[derive(Clone)]
 pub struct Endpoint {
     pub host: String,
-    pub port: u16,
+    /// Shared: an rclone of the agent's own may have to move when it starts again.
+    pub port: Arc<AtomicU16>,
     /// User and password, when the agent started this rclone itself.
     pub credentials: Option<(String, String)>,
+}
+
+impl Endpoint {
+    /// `host:port` as it is now.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port.load(Ordering::Relaxed))
+    }
 }
 
 /// The client; cheap to clone.
@@ -166,7 +176,7 @@ impl Rclone {
     }
 
     async fn request(&self, call: &'static str, body: Value) -> Result<Value, RcloneError> {
-        let address = format!("{}:{}", self.endpoint.host, self.endpoint.port);
+        let address = self.endpoint.address();
         let unreachable = || RcloneError::Unreachable {
             address: address.clone(),
         };

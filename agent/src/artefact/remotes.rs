@@ -1,5 +1,6 @@
 //! Remotes of the agent's configuration, kept equal in rclone.
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
@@ -7,10 +8,14 @@ use super::rclone::{Rclone, RcloneError};
 use super::storage::Storage;
 use crate::config::RcloneConfig;
 
+/// How long a list of remotes is used for the next models of a burst.
+const NAMES_FOR: Duration = Duration::from_secs(2);
+
 /// What this agent has configured in rclone. Remotes that others configured are left alone.
 pub struct Remotes {
     rclone: Rclone,
     applied: Mutex<BTreeMap<String, Storage>>,
+    names: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Remotes {
@@ -18,6 +23,7 @@ impl Remotes {
         Self {
             rclone,
             applied: Mutex::default(),
+            names: Mutex::default(),
         }
     }
 
@@ -74,9 +80,18 @@ impl Remotes {
         self.rclone.configure(storage, exists).await
     }
 
-    /// Names that a `storageUri` may use.
-    pub async fn names(&self) -> Result<Vec<String>, RcloneError> {
-        self.rclone.remotes().await
+    /// Names that a `storageUri` may use. They may be as old as [`NAMES_FOR`], unless `wanted` is not among them.
+    pub async fn names(&self, wanted: &str) -> Result<Vec<String>, RcloneError> {
+        let mut names = self.names.lock().await;
+        if let Some((at, known)) = names.as_ref()
+            && at.elapsed() < NAMES_FOR
+            && known.iter().any(|name| name == wanted)
+        {
+            return Ok(known.clone());
+        }
+        let fresh = self.rclone.remotes().await?;
+        *names = Some((Instant::now(), fresh.clone()));
+        Ok(fresh)
     }
 
     /// The client that these remotes are configured in.

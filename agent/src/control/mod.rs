@@ -60,6 +60,8 @@ struct Inner {
     sequence: AtomicU64,
     drained: OnceCell<bool>,
     drain_limit: Duration,
+    /// The last failure that was logged: a scheduler that is away for long is not worth a line a second.
+    told: tokio::sync::Mutex<String>,
 }
 
 impl Control {
@@ -80,6 +82,7 @@ impl Control {
             sequence: AtomicU64::new(0),
             drained: OnceCell::new(),
             drain_limit,
+            told: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -172,6 +175,7 @@ impl Control {
         match stream {
             Ok(stream) => {
                 tracing::info!("registered with the scheduler");
+                inner.told.lock().await.clear();
                 inner.connected.send_replace(true);
                 inner.phase.send_modify(|phase| phase.registered = true);
                 let end = self.follow(stream.into_inner()).await;
@@ -179,10 +183,12 @@ impl Control {
                 true
             }
             Err(status) => {
-                tracing::warn!(
-                    reason = describe(&status),
-                    "the scheduler does not accept this replica"
-                );
+                let reason = describe(&status);
+                let mut told = inner.told.lock().await;
+                if *told != reason {
+                    tracing::warn!(reason, "the scheduler does not accept this replica");
+                    *told = reason;
+                }
                 false
             }
         }

@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use seldon_proto::agent::ModelVersion;
-use seldon_proto::scheduler::{ModelRuntimeInfo, model_runtime_info};
+use seldon_proto::scheduler::{
+    ModelRuntimeInfo, StorageConfig, model_runtime_info, storage_config,
+};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -118,14 +120,12 @@ impl Entry {
 
     /// Says whether an order is for exactly this model.
     pub fn is_same(&self, other: &ModelVersion) -> bool {
-        let spec = |version: &ModelVersion| {
-            version
-                .model
-                .as_ref()
-                .and_then(|model| model.model_spec.clone())
-        };
         let plain = |version: &ModelVersion| {
-            let mut spec = spec(version).unwrap_or_default();
+            let version = without_credentials(version.clone());
+            let mut spec = version
+                .model
+                .and_then(|model| model.model_spec)
+                .unwrap_or_default();
             spec.model_runtime_info = None;
             spec
         };
@@ -181,6 +181,27 @@ impl OrderBook {
     }
 }
 
+/// The model without an inline storage configuration: what may lie on the disk that models share, and what makes two
+/// orders of one version the same.
+pub fn without_credentials(mut version: ModelVersion) -> ModelVersion {
+    let spec = version
+        .model
+        .as_mut()
+        .and_then(|model| model.model_spec.as_mut());
+    if let Some(spec) = spec {
+        let inline = |config: &StorageConfig| {
+            matches!(
+                config.config,
+                Some(storage_config::Config::StorageRcloneConfig(_))
+            )
+        };
+        if spec.storage_config.as_ref().is_some_and(inline) {
+            spec.storage_config = None;
+        }
+    }
+    version
+}
+
 /// `memoryBytes` for each instance; none given counts as nothing.
 fn memory(version: &ModelVersion, runtime: &ModelRuntimeInfo) -> u64 {
     let spec = version
@@ -204,4 +225,81 @@ fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     since.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+    use seldon_proto::scheduler::{Model, ModelSpec};
+
+    fn version(number: u32, config: Option<storage_config::Config>) -> ModelVersion {
+        let spec = ModelSpec {
+            uri: "s3://a/b".into(),
+            memory_bytes: Some(7),
+            storage_config: config.map(|config| StorageConfig {
+                config: Some(config),
+            }),
+            ..Default::default()
+        };
+        ModelVersion {
+            model: Some(Model {
+                model_spec: Some(spec),
+                ..Default::default()
+            }),
+            version: number,
+        }
+    }
+
+    #[test]
+    fn credentials_stay_in_memory() {
+        let secret = storage_config::Config::StorageRcloneConfig("PLANTED".into());
+        let plain = without_credentials(version(1, Some(secret.clone()))).encode_to_vec();
+        assert!(!String::from_utf8_lossy(&plain).contains("PLANTED"));
+        let named = version(
+            1,
+            Some(storage_config::Config::StorageSecretName("minio".into())),
+        );
+        assert_eq!(without_credentials(named.clone()), named);
+        let workers = ModelRuntimeInfo::default();
+        let entry = Entry::new("a_1".into(), version(1, None), &workers, State::Loading);
+        assert!(
+            entry.is_same(&version(1, Some(secret)))
+                && !entry.is_same(&version(2, None))
+                && !entry.is_same(&named)
+        );
+        assert_eq!(entry.bytes, 7);
+    }
+
+    #[test]
+    fn a_request_is_in_flight_until_its_guard_is_dropped() {
+        let entry = Entry::new(
+            "a_1".into(),
+            version(1, None),
+            &ModelRuntimeInfo::default(),
+            State::Loading,
+        );
+        assert!(entry.enter().is_none());
+        assert_eq!(entry.in_flight.load(Ordering::SeqCst), 0);
+        entry.state.send_replace(State::Loaded);
+        let guard = entry.enter().expect("it serves");
+        assert_eq!(entry.in_flight.load(Ordering::SeqCst), 1);
+        entry.state.send_replace(State::Released);
+        assert!(entry.enter().is_none());
+        drop(guard);
+        assert_eq!(entry.in_flight.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn newer_orders_cancel_older_ones() {
+        let book = OrderBook::default();
+        let first = book.accept("a_1", 1).expect("the first");
+        let third = book.accept("a_1", 3).expect("newer");
+        assert!(first.is_cancelled() && !third.is_cancelled());
+        assert!(book.accept("a_1", 2).is_none(), "late");
+        book.done("a_1", 1);
+        assert!(book.accept("a_1", 2).is_none(), "still known");
+        book.done("a_1", 3);
+        assert!(book.accept("a_1", 2).is_some());
+    }
 }

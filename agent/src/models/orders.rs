@@ -9,7 +9,7 @@ use prost::Message;
 use seldon_proto::agent::ModelVersion;
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{Entry, State};
+use super::entry::{Entry, State, without_credentials};
 use super::{Registry, internal_name};
 use crate::server::ServerError;
 
@@ -84,6 +84,7 @@ impl Registry {
     /// A new entry under this name, after the work on an old one has ended.
     async fn replace(&self, internal: &str, version: ModelVersion) -> Arc<Entry> {
         if let Some(old) = self.find(internal) {
+            self.stop_restoring(&old);
             let _turn = old.turn.lock().await;
             self.set(&old, State::Gone);
         }
@@ -130,7 +131,7 @@ impl Registry {
             () = cancel.cancelled() => return Err(Broken::Cancelled),
             fetched = self.0.artefacts.fetch(&spec) => fetched.map_err(|error| Broken::Failed(error.to_string()))?,
         };
-        let record = self.described(&entry.version).encode_to_vec();
+        let record = without_credentials(self.described(&entry.version)).encode_to_vec();
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
         let uri = spec.uri.clone();
         let install = move || repository.install(&fetched.folder, &spec, &internal, &record);
@@ -187,6 +188,7 @@ impl Registry {
             self.0.orders.done(&internal, sequence);
             return Outcome::Unloaded;
         };
+        self.stop_restoring(&entry);
         let outcome = self.unload_entry(&entry, &cancel).await;
         if outcome == Outcome::Unloaded {
             tokio::spawn(self.clone().retire(entry, cancel, sequence));
@@ -204,13 +206,12 @@ impl Registry {
         }
         match entry.state() {
             State::Loaded => self.set(entry, State::Releasing),
-            State::Restoring => self.set(entry, State::Released),
             // Its load was cancelled half-way.
             State::Loading => {
                 let _ = self.0.server.unload(&entry.internal).await;
                 self.drop_model(entry, "it was unloaded").await;
             }
-            State::Releasing | State::Released | State::Gone => {}
+            State::Restoring | State::Releasing | State::Released | State::Gone => {}
         }
         if entry.state() != State::Releasing {
             return Outcome::Unloaded;
@@ -230,6 +231,13 @@ impl Registry {
         match self.release(entry).await {
             Ok(()) => Outcome::Unloaded,
             Err(reason) => Outcome::UnloadFailed(reason),
+        }
+    }
+
+    /// Ends the work on a model that is being restored, which holds its turn and may never end.
+    fn stop_restoring(&self, entry: &Arc<Entry>) {
+        if entry.state() == State::Restoring {
+            self.set(entry, State::Released);
         }
     }
 
@@ -284,7 +292,7 @@ impl Registry {
 }
 
 /// Resolves when a model is not being restored any more.
-async fn settled(entry: &Entry) {
+pub(super) async fn settled(entry: &Entry) {
     let mut state = entry.state.subscribe();
     // The entry holds the sender.
     let _ = state.wait_for(|state| *state != State::Restoring).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use seldon_agent_proxy::{Lease, Models, NotServed};
 
 use super::entry::{Entry, State};
-use super::orders::CRASHES;
+use super::orders::{CRASHES, settled};
 use super::{Outcome, Registry};
 use crate::server::{Indexed, ServerError};
 
@@ -137,7 +137,12 @@ impl Registry {
         if entry.state() != State::Restoring {
             return;
         }
-        match self.0.server.load(&entry.internal).await {
+        let loaded = tokio::select! {
+            biased;
+            () = settled(entry) => return,
+            loaded = self.0.server.load(&entry.internal) => loaded,
+        };
+        match loaded {
             Ok(()) => {
                 entry.crashes.store(0, Ordering::Relaxed);
                 self.set(entry, State::Loaded);

@@ -30,10 +30,8 @@ impl Mlserver {
     ) -> Result<Self, RepositoryError> {
         std::fs::create_dir_all(&models).map_err(|error| RepositoryError::disk(&models, &error))?;
         for path in files::entries(&models)? {
-            if path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(STAGING))
-            {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(STAGING) || is_leftover(&path, &name) {
                 files::remove_folder(&path)?;
             }
         }
@@ -123,6 +121,16 @@ impl Repository for Mlserver {
         records.sort();
         Ok(records)
     }
+}
+
+/// A folder this agent made for a model that was unloaded since: `<name>_<version>/1` without a record.
+fn is_leftover(path: &Path, name: &str) -> bool {
+    let version = name
+        .rsplit_once('_')
+        .map(|(_, version)| version.parse::<u32>());
+    matches!(version, Some(Ok(_)))
+        && path.join(VERSION).join(SETTINGS).is_file()
+        && !path.join(RECORD).exists()
 }
 
 fn existing_settings(root: &Path) -> Result<Option<String>, RepositoryError> {
@@ -263,6 +271,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", artefact.path().join("leak")).unwrap();
         let models = tempfile::tempdir().unwrap();
         write(models.path(), ".new-old/1/x", "half made");
+        write(models.path(), "unloaded_3/1/model-settings.json", "{}");
         let envoy = InferUri {
             host: "e".into(),
             port: 1,

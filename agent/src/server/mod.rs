@@ -1,6 +1,8 @@
 //! The inference server's repository API (gRPC): what may be in memory.
 mod watch;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
@@ -89,6 +91,16 @@ impl Indexed {
 pub struct InferenceServer {
     client: GrpcInferenceServiceClient<Channel>,
     limits: Limits,
+    loading: Arc<AtomicUsize>,
+}
+
+/// Counts a load from its beginning to its end, whatever that is.
+struct Loading<'a>(&'a AtomicUsize);
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl InferenceServer {
@@ -97,12 +109,21 @@ impl InferenceServer {
         let channel = Endpoint::from_shared(format!("http://{host}:{port}"))?
             .connect_timeout(Duration::from_secs(1))
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(30))
+            // No keep-alive: gRPC servers take pings during a long load for an attack. The watch sees a dead server.
             .connect_lazy();
         let client = GrpcInferenceServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        Ok(Self { client, limits })
+        Ok(Self {
+            client,
+            limits,
+            loading: Arc::default(),
+        })
+    }
+
+    /// Says whether a load is under way, which may keep a server without workers busy.
+    pub fn is_loading(&self) -> bool {
+        self.loading.load(Ordering::Relaxed) > 0
     }
 
     /// Asks whether the server lives; `within` bounds the answer.
@@ -145,6 +166,8 @@ impl InferenceServer {
 
     /// Loads a model from the server's repository.
     pub async fn load(&self, internal: &str) -> Result<(), ServerError> {
+        self.loading.fetch_add(1, Ordering::Relaxed);
+        let _loading = Loading(&self.loading);
         let attempt = || async {
             let request = RepositoryModelLoadRequest {
                 model_name: internal.to_owned(),

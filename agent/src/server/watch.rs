@@ -8,6 +8,8 @@ use crate::models::Registry;
 
 /// How often a live server is asked.
 const PERIOD: Duration = Duration::from_secs(1);
+/// How long a server that loads nothing may be silent. A load may keep all of a server busy, an inference should not.
+const QUIET_PATIENCE: Duration = Duration::from_secs(8);
 /// How often one that is away is asked.
 const IMPATIENT: Duration = Duration::from_millis(200);
 
@@ -54,11 +56,16 @@ async fn until_live(server: &InferenceServer) {
     }
 }
 
-/// A server that is busy with a load may be silent for a while; one that refuses connections is gone at once.
+/// A server that is busy with a load may be silent for as long as `patience`; one that refuses connections is gone.
 async fn until_lost(server: &InferenceServer, patience: Duration) -> ServerError {
     loop {
         tokio::time::sleep(PERIOD).await;
-        if let Err(error) = server.live(patience).await {
+        let was_loading = server.is_loading();
+        let mut answer = server.live(QUIET_PATIENCE.min(patience)).await;
+        if answer == Err(ServerError::TimedOut) && (was_loading || server.is_loading()) {
+            answer = server.live(patience.saturating_sub(QUIET_PATIENCE)).await;
+        }
+        if let Err(error) = answer {
             return error;
         }
     }

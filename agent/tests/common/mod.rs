@@ -445,8 +445,14 @@ impl World {
             arguments.push(format!("--{flag}-port=0"));
         }
         arguments.push("--memory-bytes=1000".into());
-        arguments.push("--download-retry-seconds=1".into());
+
         arguments.push("--unload-grace-period-seconds=0".into());
+        if !more
+            .iter()
+            .any(|argument| argument.starts_with("--download-retry"))
+        {
+            arguments.push("--download-retry-seconds=1".into());
+        }
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let options = Options::parse_from(arguments);
         let listeners = Listeners::bind(&options).await.unwrap();
