@@ -70,6 +70,15 @@ impl EnvoyCertificates {
                 .is_some_and(|v| matches!(v.as_str(), "true" | "1" | "True" | "TRUE")),
         };
         certificates.seen = certificates.read()?;
+        let server = &certificates.seen[0];
+        for (part, what) in [(&server.crt, "CRT"), (&server.key, "KEY")] {
+            if part.is_none() {
+                return Err(Error::Missing {
+                    variable: format!("ENVOY_DOWNSTREAM_SERVER_TLS_{what}_LOCATION"),
+                    for_what: "ENVOY_SECURITY_PROTOCOL=SSL".into(),
+                });
+            }
+        }
         Ok(Some(certificates))
     }
 

@@ -1,5 +1,5 @@
 //! `seldon-scheduler`: parse, validate, build, spawn, drain.
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use seldon_core::{Config, Synchronisation};
@@ -15,8 +15,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let flags = Flags::from_command_line();
+async fn main() -> ExitCode {
+    match start(Flags::from_command_line()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("seldon-scheduler: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(flags: Flags) -> anyhow::Result<()> {
     let tracing_config = Some(flags.tracing_config_path.as_str()).filter(|path| !path.is_empty());
     let _telemetry = seldon_telemetry::init(
         "seldon-scheduler",

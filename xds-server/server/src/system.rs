@@ -3,7 +3,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use seldon_ads::{Engine, Settings};
-use seldon_core::{Config, State};
+use seldon_core::{Config, State, Synchronisation};
 use seldon_grpc::{
     agent::agent_service_server::AgentServiceServer,
     health::health_check_service_server::HealthCheckServiceServer,
@@ -72,6 +72,11 @@ pub async fn run<S: Store>(
         lag: LAG,
         lease: options.routing_lease,
     });
+    // On Kubernetes the store may be new while Envoys and agents are not.
+    let alone = matches!(options.rules.synchronisation, Synchronisation::AfterTimeout(_));
+    if alone && restored.as_ref().is_some_and(Vec::is_empty) {
+        engine.first_world();
+    }
     let mut resources = fixed(
         &options.listener,
         options.filter_module.as_deref(),

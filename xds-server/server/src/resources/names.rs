@@ -30,14 +30,10 @@ pub const INTERNAL_MODEL_HEADER: &str = "seldon-internal-model";
 /// Tells the client which version answered.
 pub const ROUTE_HEADER: &str = "x-seldon-route";
 
-/// The scope of requests whose client named the model; `name` may be empty.
+/// The scope of requests for a name that the client sent or the filter found; empty for requests without a model. Keys
+/// that begin with `i:` belong to candidates of experiments, and only the filter writes them.
 pub fn client_scope(name: &str) -> String {
     format!("c:{name}")
-}
-
-/// The scope of requests whose model the filter found or chose.
-pub fn internal_scope(name: &str) -> String {
-    format!("i:{name}")
 }
 
 /// The model that a scope belongs to.

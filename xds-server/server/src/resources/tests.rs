@@ -84,7 +84,7 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<Arc<str>> {
 }
 
 #[test]
-fn a_model_costs_two_scopes_and_shares_its_cluster() {
+fn a_model_costs_one_scope_and_shares_its_cluster() {
     let mut made = Made::default();
     made.replica("mlserver", 0, "10.0.0.1", (9000, 9000));
     made.replica("mlserver", 1, "fd00::2", (9000, 9000));
@@ -95,13 +95,7 @@ fn a_model_costs_two_scopes_and_shares_its_cluster() {
 
     made.serve("wine", &[(1, "mlserver", &[0, 1], 1)]);
     let second = world.update(&made, &set(["wine"]), &set([]));
-    assert_eq!(
-        names_of(&second),
-        [
-            "+ScopedRouteConfiguration c:wine",
-            "+ScopedRouteConfiguration i:wine"
-        ]
-    );
+    assert_eq!(names_of(&second), ["+ScopedRouteConfiguration c:wine"]);
     let bytes: usize = second
         .iter()
         .map(|change| match change {
@@ -109,7 +103,7 @@ fn a_model_costs_two_scopes_and_shares_its_cluster() {
             Change::Remove { .. } => 0,
         })
         .sum();
-    assert!(bytes <= 700, "{bytes} bytes for a model");
+    assert!(bytes <= 400, "{bytes} bytes for a model");
 
     made.routes.clear();
     let removed = world.update(&made, &set(["iris", "wine"]), &set([]));
@@ -131,7 +125,7 @@ fn goldens() {
     let body = |url: &'static str, name: &str| all[&(url, Arc::from(name))].clone();
     let scope = |name: &str| ScopedRouteConfiguration::decode(body(types::SCOPE, name)).unwrap();
     insta::assert_debug_snapshot!("scope_of_a_rollout", scope("c:iris"));
-    insta::assert_debug_snapshot!("scope_of_two_ports", scope("i:cifar"));
+    insta::assert_debug_snapshot!("scope_of_two_ports", scope("c:cifar"));
     insta::assert_debug_snapshot!("scope_of_servers", scope("c:"));
     let cluster = |name: &str| {
         envoy_types::pb::envoy::config::cluster::v3::Cluster::decode(body(types::CLUSTER, name))

@@ -6,11 +6,11 @@ use std::{
 
 use bytes::Bytes;
 use seldon_ads::Change;
-use seldon_core::{Endpoint, ReplicaSet, Route, State};
+use seldon_core::{Endpoint, ReplicaSet, Route, Split, State};
 
 use super::{
     cluster::{self, Protocol},
-    names::{client_scope, cluster_name, internal_scope, types},
+    names::{client_scope, cluster_name, types},
     scope::{Scope, Share},
     server_scope,
     tls::Tls,
@@ -154,16 +154,14 @@ impl World {
         let Some(route) = view.route(model) else {
             if existed {
                 changes.push(remove(types::SCOPE, client_scope(model)));
-                changes.push(remove(types::SCOPE, internal_scope(model)));
             }
             return;
         };
         for split in &route.splits {
             self.reference(view, &split.replicas, model, changes);
         }
-        for scope in self.scopes(&route) {
-            changes.push(put(types::SCOPE, scope.key.as_str(), scope.encode()));
-        }
+        let scope = self.scope(&route);
+        changes.push(put(types::SCOPE, scope.key.as_str(), scope.encode()));
         let mut sets: Vec<_> = route.splits.into_iter().map(|s| s.replicas).collect();
         sets.dedup();
         self.routes.insert(model.clone(), sets);
@@ -191,31 +189,24 @@ impl World {
         self.used.insert(set.clone(), used);
     }
 
-    /// The scope that the client's header selects, without the filter, and the one that the filter selects.
-    fn scopes(&self, route: &Route) -> [Scope; 2] {
-        let shares: Vec<Share> = route
-            .splits
-            .iter()
-            .filter_map(|split| {
-                let used = self.used.get(&split.replicas)?;
-                Some(Share {
-                    internal_model: format!("{}_{}", route.model, split.version),
-                    http_cluster: used.http_cluster(),
-                    grpc_cluster: used.grpc_cluster(),
-                    weight: split.weight,
-                })
+    /// The scope of a plain model, whether its client named it or the filter found its name; without the filter, which
+    /// has nothing more to do there. Scopes with the keys that only the filter writes belong to candidates.
+    fn scope(&self, route: &Route) -> Scope {
+        let share = |split: &Split| {
+            let used = self.used.get(&split.replicas)?;
+            Some(Share {
+                internal_model: format!("{}_{}", route.model, split.version),
+                http_cluster: used.http_cluster(),
+                grpc_cluster: used.grpc_cluster(),
+                weight: split.weight,
             })
-            .collect();
-        let scope = |key, filter_off| Scope {
-            key,
-            shares: shares.clone(),
-            filter_off,
-            retry: route.retry,
         };
-        [
-            scope(client_scope(&route.model), true),
-            scope(internal_scope(&route.model), false),
-        ]
+        Scope {
+            key: client_scope(&route.model),
+            shares: route.splits.iter().filter_map(share).collect(),
+            filter_off: true,
+            retry: route.retry,
+        }
     }
 
     fn remove_set(&mut self, set: &ReplicaSet, changes: &mut Vec<Change>) {

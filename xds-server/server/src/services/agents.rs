@@ -81,14 +81,18 @@ impl AgentService for Agents {
             loaded = subscription.loaded_models.len(),
             "agent connects"
         );
-        let (stream, messages) = self.writer.connect(subscription).await?;
-        Ok(Response::new(Commands {
+        let (sender, messages) = mpsc::unbounded_channel();
+        // Made first: it reports the end of the stream also where the caller leaves before it has begun.
+        let commands = Commands {
             messages,
             stopping: Box::pin(self.stop.clone().cancelled_owned()),
             writer: self.writer.clone(),
             agent,
-            stream,
-        }))
+            stream: self.writer.next_stream(),
+        };
+        let stream = commands.stream;
+        self.writer.connect(stream, subscription, sender).await?;
+        Ok(Response::new(commands))
     }
 
     async fn agent_event(

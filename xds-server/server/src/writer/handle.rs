@@ -65,13 +65,19 @@ impl Handle {
         self.ask(|reply| Command::Reported(event, reply)).await
     }
 
-    /// Takes an agent's stream in; messages end where a newer stream of the replica takes over.
+    /// A stream's id, before anyone is told of it.
+    pub fn next_stream(&self) -> StreamId {
+        self.streams.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Takes an agent's stream in; `messages` is dropped where a newer stream of the replica takes over. Whoever calls
+    /// this reports `AgentDisconnected` in the end, even if it does not wait for the answer.
     pub async fn connect(
         &self,
+        stream: StreamId,
         subscription: AgentSubscribeRequest,
-    ) -> Result<(StreamId, mpsc::UnboundedReceiver<ModelOperationMessage>), Failure> {
-        let stream = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
-        let (messages, receiver) = mpsc::unbounded_channel();
+        messages: mpsc::UnboundedSender<ModelOperationMessage>,
+    ) -> Result<(), Failure> {
         let subscription = Box::new(subscription);
         self.ask(|reply| Command::Connect {
             stream,
@@ -79,8 +85,7 @@ impl Handle {
             messages,
             reply,
         })
-        .await?;
-        Ok((stream, receiver))
+        .await
     }
 
     /// Nobody waits for this; callable where nothing can be awaited.
