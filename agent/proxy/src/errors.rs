@@ -46,6 +46,8 @@ impl Reset {
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) grpc: u8,
+    /// The request is to be reset instead of answered.
+    pub(crate) reset: bool,
     message: String,
     retry_after: Option<Duration>,
     allow: Option<&'static str>,
@@ -57,6 +59,7 @@ impl Refusal {
             status,
             grpc,
             message: message.into(),
+            reset: false,
             retry_after: None,
             allow: None,
         }
@@ -119,6 +122,10 @@ impl Refusal {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, 8, message).after(retry_after)
             }
             NotServed::Failed(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, 14, message),
+            NotServed::Away => Self {
+                reset: true,
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, 14, message)
+            },
         }
     }
 
@@ -135,7 +142,7 @@ impl Refusal {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, 8, message)
             }
             FrameError::Compression(_) => Self::new(StatusCode::BAD_REQUEST, 13, message),
-            FrameError::Malformed(_) | FrameError::Truncated => {
+            FrameError::Malformed(_) | FrameError::Truncated | FrameError::Missing => {
                 Self::new(StatusCode::BAD_REQUEST, 3, message)
             }
         }

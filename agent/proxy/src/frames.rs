@@ -42,6 +42,9 @@ pub enum FrameError {
     /// The stream ended within a message.
     #[error("malformed request: it ends within a message")]
     Truncated,
+    /// A call that takes one message ended without it; an inference server may wait for it forever.
+    #[error("malformed request: it holds no message")]
+    Missing,
 }
 
 impl From<Malformed> for FrameError {
@@ -60,6 +63,8 @@ pub struct Rewriter {
     budget: Arc<Budget>,
     state: State,
     joined: BytesMut,
+    /// Whether a message has still to come.
+    expecting: bool,
 }
 
 enum State {
@@ -114,7 +119,13 @@ impl Rewriter {
             budget,
             state: START,
             joined: BytesMut::new(),
+            expecting: false,
         }
+    }
+
+    /// For a call that takes one message: a request without any is malformed.
+    pub fn expecting_one(self) -> Self {
+        Self { expecting: true, ..self }
     }
 
     /// Takes the next bytes of the request and appends what to send to `out`.
@@ -130,10 +141,10 @@ impl Rewriter {
 
     /// Checks that the request ended where a message ends.
     pub fn finish(&self) -> Result<(), FrameError> {
-        if matches!(self.state, State::Header { filled: 0, .. }) {
-            Ok(())
-        } else {
-            Err(FrameError::Truncated)
+        match self.state {
+            State::Header { filled: 0, .. } if self.expecting => Err(FrameError::Missing),
+            State::Header { filled: 0, .. } => Ok(()),
+            _ => Err(FrameError::Truncated),
         }
     }
 
@@ -175,6 +186,7 @@ impl Rewriter {
 
     /// A message's header is complete.
     fn begin(&mut self, flag: u8, length: u32) -> Result<(), FrameError> {
+        self.expecting = false;
         match flag {
             0 => {
                 self.header(u64::from(length))?;

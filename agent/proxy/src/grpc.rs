@@ -27,6 +27,10 @@ pub(crate) async fn handle<M: Models>(
     let mut exchange = Exchange::begin(core, Method::Grpc, label, request.headers());
     let rewriter = match admitted(proxy, &request, rpc, &mut exchange).await {
         Ok(rewriter) => rewriter,
+        Err(refusal) if refusal.reset => {
+            exchange.finish(Code::Grpc(refusal.grpc));
+            return Err(Reset::Stalled);
+        }
         Err(refusal) if request.version() != Version::HTTP_2 => {
             exchange.finish(Code::Grpc(refusal.grpc));
             return Ok(refusal.rest(&id));
@@ -51,7 +55,7 @@ pub(crate) async fn handle<M: Models>(
         () = stalled.cancelled() => Err(Reset::Stalled),
     };
     match (sent, failure.get()) {
-        (Ok((response, stream)), _) => {
+        (Ok((response, stream)), None) => {
             let (mut parts, incoming) = response.into_parts();
             headers::strip(&mut parts.headers);
             parts
@@ -64,7 +68,8 @@ pub(crate) async fn handle<M: Models>(
             }
             Ok(Response::from_parts(parts, ProxyBody::grpc(relayed)))
         }
-        (Err(_), Some(cause)) => {
+        // Also where the server has answered what it saw of a message that we refuse: ours is the better reason.
+        (_, Some(cause)) => {
             let refusal = Refusal::frame(cause);
             exchange.finish(Code::Grpc(refusal.grpc));
             Ok(refusal.grpc(&id))
@@ -109,7 +114,8 @@ async fn admitted<M: Models>(
         &core.limits,
         core.budget.clone(),
     );
-    Ok(Some(rewriter))
+    let one = rpc.path != routes::MODEL_STREAM_INFER;
+    Ok(Some(if one { rewriter.expecting_one() } else { rewriter }))
 }
 
 /// Whether the messages are protobuf's, the only ones a field can be appended to.

@@ -49,6 +49,9 @@ pub enum NotServed {
         /// When a client may try again.
         retry_after: Duration,
     },
+    /// The inference server is away: the request is reset, so that Envoy tries another replica.
+    #[error("the inference server is away")]
+    Away,
     /// Loading failed: 503 or `UNAVAILABLE`, with the reason.
     #[error("loading failed: {0}")]
     Failed(String),

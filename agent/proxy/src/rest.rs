@@ -30,6 +30,9 @@ pub(crate) async fn handle<M: Models>(
         Ok(path) => path,
         Err(refusal) => {
             exchange.finish(Code::Http(refusal.status.as_u16()));
+            if refusal.reset {
+                return Err(Reset::Stalled);
+            }
             return Ok(refusal.rest(&id));
         }
     };

@@ -134,6 +134,9 @@ pub(crate) struct Rpc {
     pub(crate) of_model: bool,
 }
 
+/// The only RPC that takes a stream of messages.
+pub(crate) const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
 /// Finds an allowed RPC by its full method.
 pub(crate) fn rpc(path: &str) -> Option<Rpc> {
     const fn rpc(path: &'static str, of_model: bool) -> Rpc {
@@ -141,7 +144,7 @@ pub(crate) fn rpc(path: &str) -> Option<Rpc> {
     }
     const ALLOWED: [Rpc; 7] = [
         rpc("/inference.GRPCInferenceService/ModelInfer", true),
-        rpc("/inference.GRPCInferenceService/ModelStreamInfer", true),
+        rpc(MODEL_STREAM_INFER, true),
         rpc("/inference.GRPCInferenceService/ModelReady", true),
         rpc("/inference.GRPCInferenceService/ModelMetadata", true),
         rpc("/inference.GRPCInferenceService/ServerLive", false),

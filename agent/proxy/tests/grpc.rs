@@ -336,10 +336,11 @@ async fn malformed_messages_never_reach_the_server() {
         (swallow, "3"),
         (long.to_vec(), "8"),
         (vec![0, 0, 0], "3"),
+        (Vec::new(), "3"),
         (framed(7, b""), "13"),
     ] {
-        let (fields, _, _) = raw(&world, INFER, &[], vec![body]).await.unwrap();
-        assert_eq!(fields["grpc-status"], code);
+        let (fields, _, _) = raw(&world, INFER, &[], vec![body.clone()]).await.unwrap();
+        assert_eq!(fields["grpc-status"], code, "{body:?}");
     }
     assert!(world.seen.infer.lock().unwrap().is_empty());
     // A later message of a stream that already has answers.

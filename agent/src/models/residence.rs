@@ -10,6 +10,9 @@ use super::orders::{CRASHES, settled};
 use super::{Outcome, Registry};
 use crate::server::{Indexed, ServerError};
 
+/// How long a request waits for an inference server that restarts, before Envoy is made to try another replica.
+const AWAY: Duration = Duration::from_secs(3);
+
 impl Models for Registry {
     async fn acquire(&self, internal: &str) -> Result<Lease, NotServed> {
         let entry = self.find(internal).ok_or(NotServed::Unknown)?;
@@ -17,11 +20,27 @@ impl Models for Registry {
             return Ok(Lease::new(in_flight));
         }
         self.0.metrics.gauges().count_miss();
-        self.wait_for(entry).await
+        tokio::select! {
+            biased;
+            lease = self.wait_for(entry) => lease,
+            () = self.given_up() => Err(NotServed::Away),
+        }
     }
 }
 
 impl Registry {
+    /// Resolves when the inference server has been away for so long that another replica should be tried.
+    async fn given_up(&self) {
+        let mut up = self.up();
+        loop {
+            let _ = up.wait_for(|up| !*up).await;
+            let back = tokio::time::timeout(AWAY, up.wait_for(|up| *up)).await;
+            if back.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Waits until a model can answer; the caller bounds the wait. Loads go on without the caller.
     async fn wait_for(&self, mut entry: Arc<Entry>) -> Result<Lease, NotServed> {
         loop {

@@ -56,7 +56,7 @@ pub mod header {
     pub const MIRROR_MODEL: &str = "x-seldon-mirror-model";
 }
 
-/// Start of a scope key that holds what the client named.
+/// Start of a scope key that holds what the client named, by header, path or message.
 pub const CLIENT_SCOPE: &str = "c:";
-/// Start of a scope key that only the filter writes.
+/// Start of a scope key that only the filter writes: a candidate's own.
 pub const INTERNAL_SCOPE: &str = "i:";

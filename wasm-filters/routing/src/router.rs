@@ -104,9 +104,10 @@ impl<'a> Router<'a> {
         }
     }
 
+    /// A derived name gets the key that the client's header would have got: one scope serves both.
     fn derived(&self, name: String, headers: &impl Headers, named_by: NamedBy) -> Decision<'a> {
         let experiment = self.config.experiments.get(&name);
-        let scope = format!("{INTERNAL_SCOPE}{name}");
+        let scope = format!("{CLIENT_SCOPE}{name}");
         let mut writes = vec![Write {
             name: header::MODEL,
             value: name.into(),

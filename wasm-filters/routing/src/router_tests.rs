@@ -66,7 +66,7 @@ fn a_name_from_the_path_goes_into_header_and_scope() {
         &[("x-seldon-scope", "c:"), (":path", "/v2/pipelines/p?a")],
     );
     assert_eq!(written(&decision, "seldon-model"), Some("p.pipeline"));
-    assert_eq!(written(&decision, "x-seldon-scope"), Some("i:p.pipeline"));
+    assert_eq!(written(&decision, "x-seldon-scope"), Some("c:p.pipeline"));
     let Decision::Steer(steering) = decision else {
         unreachable!()
     };
@@ -88,7 +88,7 @@ fn the_clients_header_beats_the_path_and_is_left_to_the_router() {
     let twice = [("x-seldon-scope", "c:"), ("seldon-model", ",b"), path];
     assert_eq!(
         written(&decide(&config, &random, &twice), "x-seldon-scope"),
-        Some("i:iris")
+        Some("c:iris")
     );
     // A listener that makes no scope key.
     let foreign = [("seldon-model", "nope"), path];
@@ -122,7 +122,7 @@ fn a_grpc_request_without_name_awaits_its_message() {
         Decision::Leave
     );
     let decision = router.on_message(&request, b"\0\0\0\0\x03\x0a\x01a", false);
-    assert_eq!(written(&decision, "x-seldon-scope"), Some("i:a"));
+    assert_eq!(written(&decision, "x-seldon-scope"), Some("c:a"));
     assert_eq!(written(&decision, "seldon-model"), Some("a"));
 
     for (kind, waits) in [
@@ -286,7 +286,7 @@ proptest! {
                 prop_assert!(matches!(scope, "i:a" | "i:b/1"));
             } else {
                 let name = written(&decision, "seldon-model").expect("a derived name is written");
-                prop_assert_eq!(scope, format!("i:{name}"));
+                prop_assert_eq!(scope, format!("c:{name}"));
                 prop_assert!(!name.contains('/'));
                 prop_assert!(!steering.mirrored && written(&decision, "x-seldon-mirror-cluster").is_none());
             }
