@@ -23,7 +23,7 @@ pub(crate) fn render(config: &Config, index: usize) -> Result<String> {
         ("SELDON_ENVOY_STATUS_PORT", ports.status.to_string()),
         ("SELDON_ENVOY_ADMIN_PORT", ports.admin.to_string()),
         ("SELDON_XDS_HOST", "127.0.0.1".to_owned()),
-        ("SELDON_XDS_PORT", config.ports.scheduler.xds.to_string()),
+        ("SELDON_XDS_PORT", config.scheduler_seen().xds.to_string()),
         ("SELDON_FILTER_MODULE", module),
     ];
     let Some(tls) = &config.xds_tls else {

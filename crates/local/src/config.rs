@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::bootstrap;
 use crate::component::Component;
 use crate::parts::Parts;
-use crate::ports::{Ports, ReplicaPorts};
+use crate::ports::{Ports, ReplicaPorts, SchedulerPorts};
 use crate::process::Launch;
 
 /// Everything that defines a local system; kept as a file by `seldon local up`.
@@ -37,6 +37,9 @@ pub struct Config {
     /// Envoys, by number, that do without the filter; for benchmarks.
     #[serde(default)]
     pub without_filter: Vec<usize>,
+    /// Where agents and Envoys reach the scheduler, if not on its own ports: what lies between may be cut.
+    #[serde(default)]
+    pub scheduler_via: Option<SchedulerPorts>,
     /// Mutual TLS from the Envoys to the scheduler, which takes its side from variables.
     #[serde(default)]
     pub xds_tls: Option<TlsFiles>,
@@ -72,10 +75,16 @@ impl Config {
             log_level: "info".to_owned(),
             scheduler_ready_timeout_seconds: 10,
             without_filter: Vec::new(),
+            scheduler_via: None,
             xds_tls: None,
             args: BTreeMap::new(),
             env: BTreeMap::new(),
         }
+    }
+
+    /// Returns the ports on which agents and Envoys look for the scheduler.
+    pub(crate) fn scheduler_seen(&self) -> &SchedulerPorts {
+        self.scheduler_via.as_ref().unwrap_or(&self.ports.scheduler)
     }
 
     /// Lists the processes.
@@ -206,7 +215,7 @@ impl Config {
             ("memory-bytes", &self.memory_bytes),
             ("over-commit-percentage", &self.over_commit_percentage),
             ("scheduler-host", &"127.0.0.1"),
-            ("scheduler-port", &self.ports.scheduler.agents),
+            ("scheduler-port", &self.scheduler_seen().agents),
             ("inference-host", &"127.0.0.1"),
             ("inference-http-port", &ports.server_rest),
             ("inference-grpc-port", &ports.server_grpc),

@@ -1,0 +1,74 @@
+//! An agent that loads nothing: it reports every model as loaded at once, at the address of a server that answers all.
+use std::sync::Arc;
+
+use anyhow::Result;
+use seldon_grpc::agent::agent_service_client::AgentServiceClient;
+use seldon_proto::agent::{
+    AgentSubscribeRequest, ModelEventMessage, ReplicaConfig, model_event_message::Event,
+    model_operation_message::Operation,
+};
+use tokio::{sync::watch, time::Instant};
+use tonic::transport::Channel;
+
+/// The name of the server that the scripted agent is a replica of.
+pub const SERVER: &str = "bench";
+
+/// Models that were reported as loaded: the last one and when.
+pub type Loaded = watch::Receiver<Option<(Arc<str>, Instant)>>;
+
+/// Subscribes and reports until dropped.
+pub async fn start(scheduler: String, port: u16) -> Result<Loaded> {
+    let mut client: AgentServiceClient<Channel> = AgentServiceClient::connect(scheduler).await?;
+    let subscription = AgentSubscribeRequest {
+        server_name: SERVER.into(),
+        shared: true,
+        replica_idx: 0,
+        replica_config: Some(ReplicaConfig {
+            inference_svc: "127.0.0.1".into(),
+            inference_http_port: port.into(),
+            inference_grpc_port: port.into(),
+            memory_bytes: 1 << 40,
+            capabilities: vec!["bench".into()],
+            over_commit_percentage: 0,
+        }),
+        loaded_models: vec![],
+        available_memory_bytes: 1 << 40,
+    };
+    let mut orders = client.subscribe(subscription).await?.into_inner();
+    let (sender, loaded) = watch::channel(None);
+    tokio::spawn(async move {
+        while let Ok(Some(order)) = orders.message().await {
+            let loads = order.operation() == Operation::LoadModel;
+            let Some(version) = order.model_version else {
+                continue;
+            };
+            let name = version
+                .model
+                .and_then(|m| m.meta)
+                .map(|m| m.name)
+                .unwrap_or_default();
+            let event = if loads {
+                Event::Loaded
+            } else {
+                Event::Unloaded
+            };
+            let message = ModelEventMessage {
+                server_name: SERVER.into(),
+                replica_idx: 0,
+                model_name: name.clone(),
+                model_version: version.version,
+                event: event.into(),
+                available_memory_bytes: 1 << 40,
+                ..Default::default()
+            };
+            let (mut client, sender) = (client.clone(), sender.clone());
+            tokio::spawn(async move {
+                let now = Instant::now();
+                if client.agent_event(message).await.is_ok() && loads {
+                    sender.send_replace(Some((name.into(), now)));
+                }
+            });
+        }
+    });
+    Ok(loaded)
+}
