@@ -42,6 +42,8 @@ struct State {
     departures: Departures,
     next_stream: u64,
     opened: Option<Duration>,
+    /// Nothing was served before this engine.
+    first_world: bool,
     closed: bool,
     /// Reasons that were told, by type and resource.
     told: BTreeMap<(String, String), String>,
@@ -90,6 +92,7 @@ impl Engine {
             departures: Departures::default(),
             next_stream: 1,
             opened: None,
+            first_world: false,
             closed: false,
             told: BTreeMap::new(),
         };
@@ -132,6 +135,11 @@ impl Engine {
         self.0.refresh(&mut state);
         drop(state);
         self.0.clone().end_lease();
+    }
+
+    /// Says, before [`Engine::open`], that there never was a world before this one, so that no Envoy can be away with it.
+    pub fn first_world(&self) {
+        self.0.lock().first_world = true;
     }
 
     /// What all Envoys have reached; changes whenever that does.
@@ -314,7 +322,8 @@ impl Shared {
         let serving = streams().filter(keeps_up).map(|c| c.stream.added).min();
         let released = streams().map(|c| c.stream.released).min();
         let away = state.departures.released();
-        let unknown = (now < opened + self.settings.lease).then_some(0);
+        let may_be_away = !state.first_world && now < opened + self.settings.lease;
+        let unknown = may_be_away.then_some(0);
         let released = [released, away, unknown].into_iter().flatten().min();
         self.progress.send_if_modified(|progress| {
             let before = *progress;

@@ -11,7 +11,7 @@ use fake::{
     settings,
 };
 use prost::Message;
-use seldon_ads::{Change, Node, Settings, Tailor};
+use seldon_ads::{Change, Engine, Node, Settings, Tailor};
 
 /// A clause for both variants.
 macro_rules! clause {
@@ -598,6 +598,16 @@ async fn a_new_engine_holds_back_removal_for_a_lease() {
     assert_eq!((before.serving, before.released), (7, 0));
     progress(&server.engine, |p| p.released == 7).await;
     assert!(opened.elapsed() >= lease / 2);
+}
+
+#[tokio::test]
+async fn a_first_world_holds_nothing_back() {
+    let engine = Engine::new(settings());
+    engine.first_world();
+    engine.open();
+    engine.apply(7, Vec::new());
+    let reached = *engine.progress().borrow();
+    assert_eq!((reached.serving, reached.released), (7, 7));
 }
 
 /// Two Envoys that look alike leave; the lease of neither ends before both are back and up to date.

@@ -283,11 +283,12 @@ pub(crate) fn same_artefact(left: &Model, right: &Model) -> bool {
     bare(left) == bare(right)
 }
 
-/// `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+/// `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`, no longer than Kubernetes and agents take.
 pub(crate) fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = name.as_bytes();
-    bytes.iter().all(|byte| plain(*byte) || *byte == b'-')
+    bytes.len() <= 253
+        && bytes.iter().all(|byte| plain(*byte) || *byte == b'-')
         && bytes.first().copied().is_some_and(plain)
         && bytes.last().copied().is_some_and(plain)
 }

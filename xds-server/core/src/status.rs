@@ -3,8 +3,9 @@ use std::{sync::Arc, time::Duration};
 
 use prost_types::Timestamp;
 use seldon_proto::scheduler::{
-    ModelReplicaStatus, ModelStatus, ModelStatusResponse, ModelVersionStatus,
+    Model, ModelReplicaStatus, ModelStatus, ModelStatusResponse, ModelVersionStatus,
     ServerReplicaResources, ServerStatusResponse, model_status::ModelState, server_status_response,
+    storage_config::Config,
 };
 
 use crate::{
@@ -166,8 +167,18 @@ fn version_status(entry: &Entry, version: &Version, latest: bool) -> ModelVersio
             model_gw_state: ModelState::ModelCreate.into(),
             model_gw_reason: String::new(),
         }),
-        model_defn: Some((*version.spec).clone()),
+        model_defn: Some(definition(&version.spec)),
     }
+}
+
+/// What a status shows of a definition: a storage configuration that was given inline holds credentials.
+fn definition(spec: &Model) -> Model {
+    let mut shown = spec.clone();
+    let storage = shown.model_spec.as_mut().and_then(|spec| spec.storage_config.as_mut());
+    if let Some(Config::StorageRcloneConfig(inline)) = storage.and_then(|storage| storage.config.as_mut()) {
+        "(hidden)".clone_into(inline);
+    }
+    shown
 }
 
 /// The documented status of a server; replicas that are lost or about to go do not count.

@@ -3,13 +3,14 @@ mod sim;
 
 use std::time::Duration;
 
-use seldon_core::{Config, Event, Record, Refusal, Synchronisation};
+use seldon_core::{Config, Event, Now, Record, Refusal, Synchronisation};
 use seldon_proto::{
     agent::{ModelEventMessage, model_event_message::Event as Report},
     scheduler::{
-        DataflowSpec, ExplainerSpec, KubernetesMeta, MlServerModelSettings, ModelRuntimeInfo,
+        DataflowSpec, ExplainerSpec, KubernetesMeta, MlServerModelSettings, ModelRuntimeInfo, StorageConfig,
         model_runtime_info::ModelRuntimeInfo as Runtime, model_spec::ModelSpec as Special,
         model_status::ModelState::*,
+        storage_config,
     },
 };
 use sim::{Sim, agent, model, spec};
@@ -62,9 +63,26 @@ fn a_model_is_loaded_routed_acknowledged_and_forgotten() {
 }
 
 #[test]
+fn a_status_does_not_tell_an_inline_storage_configuration() {
+    let mut sim = with_server(1, 1000);
+    let mut secretive = model("iris", 1);
+    let inline = StorageConfig {
+        config: Some(storage_config::Config::StorageRcloneConfig("planted".into())),
+    };
+    if let Some(spec) = &mut secretive.model_spec {
+        spec.storage_config = Some(inline);
+    }
+    sim.load(secretive);
+    let status = sim.state.model_status("iris", true, Now::default());
+    let status = format!("{status:?}");
+    assert!(status.contains("(hidden)") && !status.contains("planted"), "{status}");
+}
+
+#[test]
 fn names_and_requests_are_checked() {
     let mut sim = with_server(1, 1000);
-    for bad in ["", "Iris", "-iris", "iris-", "iris_1", "i/ris"] {
+    let long = "a".repeat(254);
+    for bad in ["", "Iris", "-iris", "iris-", "iris_1", "i/ris", &long] {
         let reply = sim.step(Event::LoadModel(Box::new(model(bad, 1))));
         assert!(matches!(reply, Err(Refusal::Precondition(_))), "{bad}");
     }

@@ -61,7 +61,7 @@ pub(crate) fn load_model(state: &mut State, mut model: Model) -> Result<(), Refu
     };
     if !is_name(&meta.name) {
         return Err(Refusal::Precondition(format!(
-            "model {:?} has no valid name: use lower-case letters, digits and inner hyphens",
+            "model {:?} has no valid name: use lower-case letters, digits and inner hyphens, 253 at most",
             meta.name
         )));
     }
