@@ -1,1 +1,94 @@
-//! To be written.
+//! What the end-to-end tests share: one running system, real clients, transcripts of documented commands.
+//!
+//! A test binary has no harness of its own (`harness = false`): [`run`] starts the system once, runs every case against
+//! it, two at a time, and stops it. Each case uses names of its own.
+
+mod command;
+pub mod faults;
+mod grpc;
+mod http;
+mod json;
+mod models;
+mod running;
+mod transcript;
+mod wait;
+
+pub use command::Done;
+pub use grpc::{FramedAnswer, framed, message_frame};
+pub use http::{Answer, Ask};
+pub use json::{Rule, differences};
+pub use models::{Loaded, Spec};
+pub use running::{Running, root};
+pub use transcript::Transcript;
+pub use wait::{eventually, eventually_async};
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// One case: its name and what it does with the running system.
+pub type Case = (&'static str, fn(&Running) -> Result<()>);
+
+/// Starts the system, runs the cases against it and stops it.
+pub fn run(start: impl FnOnce() -> Result<Running>, cases: &[Case]) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(2);
+    // Nothing is started to list names, or for a filter that fits none of them.
+    let wanted = cases.iter().any(|(name, _)| selected(&arguments, name));
+    if arguments.list || !wanted {
+        let trials = cases
+            .iter()
+            .map(|(name, _)| Trial::test(*name, || Ok(())))
+            .collect();
+        return libtest_mimic::run(&arguments, trials).exit_code();
+    }
+    let begin = Instant::now();
+    let running = match start() {
+        Ok(running) => Arc::new(running),
+        Err(error) => {
+            eprintln!("the system did not start: {}", chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    eprintln!(
+        "the system started in {:.1} s",
+        begin.elapsed().as_secs_f32()
+    );
+    let trials = cases
+        .iter()
+        .map(|&(name, case)| {
+            let running = running.clone();
+            Trial::test(name, move || {
+                let begin = Instant::now();
+                let result = case(&running).map_err(|error| Failed::from(chain(&error)));
+                eprintln!("{name}: {:.1} s", begin.elapsed().as_secs_f32());
+                result
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(running) = Arc::into_inner(running) {
+        running.stop(conclusion.has_failed());
+    }
+    conclusion.exit_code()
+}
+
+fn selected(arguments: &Arguments, name: &str) -> bool {
+    let fits = |filter: &str| {
+        if arguments.exact {
+            name == filter
+        } else {
+            name.contains(filter)
+        }
+    };
+    arguments.filter.as_deref().is_none_or(fits) && !arguments.skip.iter().any(|skip| fits(skip))
+}
+
+/// The error and its causes, without the backtrace that `{:?}` would print.
+fn chain(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    causes.join("\n  because: ")
+}

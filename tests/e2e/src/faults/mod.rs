@@ -1,0 +1,37 @@
+//! A system on trivially fast inference servers, for tests of change and of faults under load.
+mod admin;
+mod fleet;
+mod network;
+
+pub use admin::{Envoy, ask_once};
+pub use fleet::{Fleet, Statuses, model};
+pub use network::Wire;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// A case that starts what it needs.
+pub type Fault = (&'static str, fn() -> Result<()>);
+
+/// Whether `SELDON_LONG=1` asks for more rounds.
+pub fn long() -> bool {
+    std::env::var_os("SELDON_LONG").is_some_and(|value| value == "1")
+}
+
+/// Runs cases one after the other: each loads the machine, and two would measure each other.
+pub fn run_faults(cases: &[Fault]) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials = cases.iter().map(|&(name, case)| {
+        Trial::test(name, move || {
+            let begin = Instant::now();
+            let result = case().map_err(|error| Failed::from(format!("{error:?}")));
+            eprintln!("{name}: {:.1} s", begin.elapsed().as_secs_f32());
+            result
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
