@@ -174,8 +174,13 @@ fn version_status(entry: &Entry, version: &Version, latest: bool) -> ModelVersio
 /// What a status shows of a definition: a storage configuration that was given inline holds credentials.
 fn definition(spec: &Model) -> Model {
     let mut shown = spec.clone();
-    let storage = shown.model_spec.as_mut().and_then(|spec| spec.storage_config.as_mut());
-    if let Some(Config::StorageRcloneConfig(inline)) = storage.and_then(|storage| storage.config.as_mut()) {
+    let storage = shown
+        .model_spec
+        .as_mut()
+        .and_then(|spec| spec.storage_config.as_mut());
+    if let Some(Config::StorageRcloneConfig(inline)) =
+        storage.and_then(|storage| storage.config.as_mut())
+    {
         "(hidden)".clone_into(inline);
     }
     shown

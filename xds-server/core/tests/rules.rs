@@ -7,10 +7,9 @@ use seldon_core::{Config, Event, Now, Record, Refusal, Synchronisation};
 use seldon_proto::{
     agent::{ModelEventMessage, model_event_message::Event as Report},
     scheduler::{
-        DataflowSpec, ExplainerSpec, KubernetesMeta, MlServerModelSettings, ModelRuntimeInfo, StorageConfig,
-        model_runtime_info::ModelRuntimeInfo as Runtime, model_spec::ModelSpec as Special,
-        model_status::ModelState::*,
-        storage_config,
+        DataflowSpec, ExplainerSpec, KubernetesMeta, MlServerModelSettings, ModelRuntimeInfo,
+        StorageConfig, model_runtime_info::ModelRuntimeInfo as Runtime,
+        model_spec::ModelSpec as Special, model_status::ModelState::*, storage_config,
     },
 };
 use sim::{Sim, agent, model, spec};
@@ -67,7 +66,9 @@ fn a_status_does_not_tell_an_inline_storage_configuration() {
     let mut sim = with_server(1, 1000);
     let mut secretive = model("iris", 1);
     let inline = StorageConfig {
-        config: Some(storage_config::Config::StorageRcloneConfig("planted".into())),
+        config: Some(storage_config::Config::StorageRcloneConfig(
+            "planted".into(),
+        )),
     };
     if let Some(spec) = &mut secretive.model_spec {
         spec.storage_config = Some(inline);
@@ -75,7 +76,10 @@ fn a_status_does_not_tell_an_inline_storage_configuration() {
     sim.load(secretive);
     let status = sim.state.model_status("iris", true, Now::default());
     let status = format!("{status:?}");
-    assert!(status.contains("(hidden)") && !status.contains("planted"), "{status}");
+    assert!(
+        status.contains("(hidden)") && !status.contains("planted"),
+        "{status}"
+    );
 }
 
 #[test]
