@@ -186,7 +186,11 @@ fn turned_away(running: &Running) -> Result<()> {
         running.shell(".", &line)?.code != 0,
         "the agent answers a client without a certificate"
     );
-    let line = format!("grpcurl -cacert {} {} list", file("ca.crt"), api(running));
+    let line = format!(
+        "grpcurl -connect-timeout 2 -cacert {} {} list",
+        file("ca.crt"),
+        api(running)
+    );
     ensure!(
         running.shell(".", &line)?.code != 0,
         "the scheduler answers a client without a certificate"
