@@ -1,18 +1,10 @@
 //! TLS of the control plane and of Envoy, from the documented environment.
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use seldon_ads::Change;
 use seldon_tls::{Environment, Error, Files, Pem, Protocol, ServerTls};
 
 use crate::{
-    resources::{
-        Tls,
-        names::types,
-        tls::{
-            DOWNSTREAM_CLIENT, DOWNSTREAM_SERVER, UPSTREAM_CLIENT, UPSTREAM_SERVER, authority,
-            certificate,
-        },
-    },
+    resources::{Identity, ListenerOptions, Tls, listening},
     writer::Handle,
 };
 
@@ -91,49 +83,28 @@ impl EnvoyCertificates {
         ])
     }
 
-    /// What clusters and listener are to ask for.
-    pub fn tls(&self) -> Tls {
-        let [_, downstream_client, upstream_client, _] = &self.seen;
-        Tls {
-            downstream_authority: downstream_client.ca.is_some(),
-            clients_must_authenticate: self.must_authenticate && downstream_client.ca.is_some(),
-            upstream_certificate: upstream_client.crt.is_some() && upstream_client.key.is_some(),
-            upstream_authority: self.agents_authority().is_some(),
-        }
-    }
-
-    /// The authority for agents: the documented validation secret, else the one beside Envoy's own certificate.
-    fn agents_authority(&self) -> Option<&Vec<u8>> {
-        let [_, _, upstream_client, upstream_server] = &self.seen;
-        upstream_server.ca.as_ref().or(upstream_client.ca.as_ref())
-    }
-
-    /// All secrets as they are now.
-    pub fn secrets(&self) -> Vec<Change> {
-        let [downstream_server, downstream_client, upstream_client, _] = &self.seen;
-        let identity = |name: &'static str, pem: &Pem| {
-            let (chain, key) = (pem.crt.as_ref()?, pem.key.as_ref()?);
-            Some((name, certificate(name, chain, key)))
+    /// What clusters and listener hold.
+    pub fn tls(&self) -> Arc<Tls> {
+        let [server, client_ca, client, agents_ca] = &self.seen;
+        let identity = |pem: &Pem| {
+            let (chain, key) = (pem.crt.clone()?, pem.key.clone()?);
+            Some(Identity { chain, key })
         };
-        let trusted = |name: &'static str, ca: Option<&Vec<u8>>| Some((name, authority(name, ca?)));
-        let all = [
-            identity(DOWNSTREAM_SERVER, downstream_server),
-            trusted(DOWNSTREAM_CLIENT, downstream_client.ca.as_ref()),
-            identity(UPSTREAM_CLIENT, upstream_client),
-            trusted(UPSTREAM_SERVER, self.agents_authority()),
-        ];
-        all.into_iter()
-            .flatten()
-            .map(|(name, body)| Change::Put {
-                type_url: types::SECRET,
-                name: name.into(),
-                body,
-            })
-            .collect()
+        Arc::new(Tls {
+            downstream: identity(server).unwrap_or(Identity {
+                chain: Vec::new(), // refused at the start, and by Envoy, which then keeps the last good one
+                key: Vec::new(),
+            }),
+            downstream_authority: client_ca.ca.clone(),
+            clients_must_authenticate: self.must_authenticate && client_ca.ca.is_some(),
+            upstream: identity(client),
+            // The documented validation secret, else the one beside Envoy's own certificate.
+            upstream_authority: agents_ca.ca.clone().or_else(|| client.ca.clone()),
+        })
     }
 
     /// Sends renewed certificates to Envoys, for as long as it is polled.
-    pub async fn follow(mut self, writer: Handle) {
+    pub async fn follow(mut self, writer: Handle, listener: ListenerOptions) {
         let mut ticks = tokio::time::interval(PERIOD);
         loop {
             ticks.tick().await;
@@ -141,7 +112,12 @@ impl EnvoyCertificates {
                 Ok(now) if now != self.seen => {
                     tracing::info!("certificates changed: Envoys get them");
                     self.seen = now;
-                    writer.resources(self.secrets());
+                    let tls = self.tls();
+                    let listener = ListenerOptions {
+                        tls: Some(tls.clone()),
+                        ..listener.clone()
+                    };
+                    writer.renew(tls, listening(&listener));
                 }
                 Ok(_) => {}
                 Err(error) => {

@@ -73,31 +73,34 @@ pub async fn run<S: Store>(
         lease: options.routing_lease,
     });
     // On Kubernetes the store may be new while Envoys and agents are not.
-    let alone = matches!(options.rules.synchronisation, Synchronisation::AfterTimeout(_));
+    let alone = matches!(
+        options.rules.synchronisation,
+        Synchronisation::AfterTimeout(_)
+    );
     if alone && restored.as_ref().is_some_and(Vec::is_empty) {
         engine.first_world();
     }
-    let mut resources = fixed(
+    let resources = fixed(
         &options.listener,
         options.filter_module.as_deref(),
         &seldon_routing::Config::default(),
     );
-    if let Some(certificates) = &options.envoy_certificates {
-        resources.extend(certificates.secrets());
-    }
     let clock = Clock::start();
     let state = State::new(options.rules, clock.now());
     engine.apply(state.generation(), resources);
     let committer = Committer::new(options.store).context("starting the store's thread")?;
-    let world = World::new(options.listener.tls);
+    let world = World::new(options.listener.tls.clone());
     let (writer, handle) = Writer::new(state, clock, world, engine.clone(), committer);
     let writer = tokio::spawn(writer.run(restored, stop.clone()));
 
     let mut tasks = JoinSet::new();
     if let Some(certificates) = options.envoy_certificates {
         let (handle, stop) = (handle.clone(), stop.clone());
+        let listener = options.listener.clone();
         tasks.spawn(async move {
-            let _ = stop.run_until_cancelled(certificates.follow(handle)).await;
+            let _ = stop
+                .run_until_cancelled(certificates.follow(handle, listener))
+                .await;
             Ok(())
         });
     }

@@ -1,4 +1,5 @@
 //! The services on real sockets, with a scripted agent in place of a real one, and without Envoys.
+#![allow(clippy::unwrap_used)] // a test may
 use std::{path::PathBuf, time::Duration};
 
 use seldon_core::{Config, Synchronisation};

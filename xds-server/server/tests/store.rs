@@ -1,4 +1,5 @@
 //! What was acknowledged survives `kill -9`.
+#![allow(clippy::unwrap_used)] // a test may
 use std::{
     env,
     io::{BufRead, BufReader, Write as _},

@@ -23,8 +23,7 @@ use envoy_types::pb::envoy::{
     extensions::upstreams::http::v3::{
         HttpProtocolOptions,
         http_protocol_options::{
-            ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
-            explicit_http_config::ProtocolConfig,
+            ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
         },
     },
     r#type::v3::Percent,
@@ -40,7 +39,8 @@ use super::{
 /// What a cluster speaks upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
-    /// As the client does, on one port: our own agents.
+    /// HTTP/2 for REST and gRPC alike, on one port: our own agents. Over HTTP/1.1 a stopped agent would hold its requests
+    /// for as long as it is stopped: there are no pings.
     Both,
     Http1,
     Grpc,
@@ -48,6 +48,8 @@ pub(super) enum Protocol {
 
 /// No limit that a model could meet: fairness between models is the agent's matter.
 const UNLIMITED: u32 = 1_000_000;
+/// More than one replica has under way, and yet a bound.
+const RETRIES_AT_ONCE: u32 = 10_000;
 const CONNECT_SECONDS: i64 = 2;
 const IDLE_SECONDS: i64 = 60;
 /// Our agents answer pings; this finds one that is stopped, or behind a cut network, while a request waits for it.
@@ -64,7 +66,7 @@ pub(super) fn encode(
     name: &str,
     protocol: Protocol,
     endpoints: &[Endpoint],
-    tls: Option<Tls>,
+    tls: Option<&Tls>,
 ) -> Encoded {
     let by_name = endpoints.iter().any(|e| address_of(&e.host).is_none());
     let assignment = assignment(name, protocol, endpoints);
@@ -78,7 +80,7 @@ pub(super) fn encode(
             HttpProtocolOptions::full_name(),
             any(&protocol.options()),
         )]),
-        transport_socket: tls.map(Tls::upstream),
+        transport_socket: tls.map(|tls| tls.upstream(protocol.alpn())),
         ..Default::default()
     };
     if by_name {
@@ -107,21 +109,25 @@ fn resolve_names(cluster: &mut Cluster, assignment: ClusterLoadAssignment) {
 }
 
 impl Protocol {
+    /// None for our own agents, which know HTTP/2 by its first bytes; other servers may insist on it.
+    fn alpn(self) -> &'static [&'static str] {
+        match self {
+            Self::Both => &[],
+            Self::Http1 => &["http/1.1"],
+            Self::Grpc => &["h2"],
+        }
+    }
+
     fn options(self) -> HttpProtocolOptions {
         let upstream = match self {
-            Self::Both => {
-                UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-                    http2_protocol_options: Some(Http2ProtocolOptions {
-                        connection_keepalive: Some(KeepaliveSettings {
-                            interval: seconds(PING_SECONDS),
-                            timeout: seconds(PING_SECONDS),
-                            ..Default::default()
-                        }),
-                        ..Default::default()
-                    }),
+            Self::Both => explicit(ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions {
+                connection_keepalive: Some(KeepaliveSettings {
+                    interval: seconds(PING_SECONDS),
+                    timeout: seconds(PING_SECONDS),
                     ..Default::default()
-                })
-            }
+                }),
+                ..Default::default()
+            })),
             Self::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(Default::default())),
             // No pings: other agents' servers take them for abuse.
             Self::Grpc => explicit(ProtocolConfig::Http2ProtocolOptions(Default::default())),
@@ -149,10 +155,11 @@ fn limits() -> CircuitBreakers {
         max_connections: number(UNLIMITED),
         max_pending_requests: number(UNLIMITED),
         max_requests: number(UNLIMITED),
-        // One of two replicas that dies takes half of the requests with it, and all of those are to be asked again.
+        // One of two replicas that dies takes half of the requests with it, and all of those are to be asked again. While
+        // they wait for that they are not counted as under way, so a share of what is under way would be too few.
         retry_budget: Some(RetryBudget {
             budget_percent: Some(Percent { value: 100.0 }),
-            min_retry_concurrency: number(100),
+            min_retry_concurrency: number(RETRIES_AT_ONCE),
             ..Default::default()
         }),
         ..Default::default()

@@ -1,4 +1,6 @@
 //! The listener of inference requests.
+use std::sync::Arc;
+
 use bytes::Bytes;
 use envoy_types::pb::envoy::{
     config::{
@@ -78,7 +80,7 @@ const HELD_BYTES: u32 = 1024 * 1024;
 pub struct ListenerOptions {
     pub port: u16,
     pub access_log: Option<AccessLog>,
-    pub tls: Option<Tls>,
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// Contains the filter; the tailor takes it out for an Envoy that has no module.
@@ -92,7 +94,7 @@ fn listener(options: &ListenerOptions) -> Listener {
             name: HCM.into(),
             config_type: Some(filter::ConfigType::TypedConfig(any(&connections(options)))),
         }],
-        transport_socket: options.tls.map(Tls::downstream),
+        transport_socket: options.tls.as_deref().map(Tls::downstream),
         ..Default::default()
     };
     Listener {

@@ -8,7 +8,7 @@ pub mod names;
 mod scope;
 mod server_scope;
 mod tailor;
-pub mod tls;
+mod tls;
 mod wire;
 mod world;
 
@@ -17,7 +17,7 @@ use seldon_ads::Change;
 pub use access_log::AccessLog;
 pub use listener::ListenerOptions;
 pub use tailor::ByMetadata;
-pub use tls::Tls;
+pub use tls::{Identity, Tls};
 pub use world::{View, World, collect, snapshot};
 
 /// What does not depend on models: the listener and the filter.
@@ -32,17 +32,22 @@ pub fn fixed(
         body,
     };
     vec![
-        put(
-            names::types::LISTENER,
-            names::LISTENER,
-            listener::encode(listener),
-        ),
+        listening(listener),
         put(
             names::types::EXTENSION,
             names::FILTER,
             filter::encode(module.unwrap_or_default(), experiments),
         ),
     ]
+}
+
+/// The listener alone.
+pub fn listening(listener: &ListenerOptions) -> Change {
+    Change::Put {
+        type_url: names::types::LISTENER,
+        name: names::LISTENER.into(),
+        body: listener::encode(listener),
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use seldon_core::ReplicaSet;
 
 /// Type URLs of what the scheduler serves.
 pub mod types {
-    pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
     pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
     pub const ENDPOINTS: &str =
         "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
@@ -13,9 +12,8 @@ pub mod types {
     pub const SCOPE: &str = "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration";
     pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 
-    /// The order in which additions reach an Envoy: nothing may name what is not there yet. Secrets stand first
-    /// because clusters and listeners wait for them.
-    pub const ORDER: [&str; 6] = [SECRET, CLUSTER, ENDPOINTS, LISTENER, SCOPE, EXTENSION];
+    /// The order in which additions reach an Envoy: nothing may name what is not there yet.
+    pub const ORDER: [&str; 5] = [CLUSTER, ENDPOINTS, LISTENER, SCOPE, EXTENSION];
 }
 
 /// The listener of inference requests.

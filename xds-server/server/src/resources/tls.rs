@@ -1,86 +1,91 @@
-//! TLS towards clients and agents. Certificates come by SDS under the documented names, so that they can be renewed.
-use bytes::Bytes;
+//! TLS towards clients and agents.
+//!
+//! Certificates stand in the clusters and the listener themselves. By SDS they would come between a cluster and its
+//! acknowledgement, which Envoy withholds until it has them.
+use std::fmt;
+
 use envoy_types::pb::envoy::{
     config::core::v3::{
         DataSource, TransportSocket, data_source::Specifier, transport_socket::ConfigType,
     },
     extensions::transport_sockets::tls::v3::{
-        CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
-        Secret, TlsCertificate, UpstreamTlsContext, common_tls_context::ValidationContextType,
-        secret,
+        CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, TlsCertificate,
+        UpstreamTlsContext, common_tls_context::ValidationContextType,
     },
 };
 use prost::{Message, Name};
 
-use super::wire::{any, from_ads, truth};
+use super::wire::{any, truth};
 
-pub const DOWNSTREAM_SERVER: &str = "downstream_server";
-pub const DOWNSTREAM_CLIENT: &str = "downstream_client";
-pub const UPSTREAM_CLIENT: &str = "upstream_client";
-pub const UPSTREAM_SERVER: &str = "upstream_server";
+/// A certificate chain and its key, as PEM.
+#[derive(Clone, PartialEq)]
+pub struct Identity {
+    pub chain: Vec<u8>,
+    pub key: Vec<u8>,
+}
 
-/// What of TLS is configured between clients, Envoy and agents.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What Envoy shows to clients and agents, and what it demands of them; PEM.
+#[derive(Clone, PartialEq)]
 pub struct Tls {
-    /// There is an authority for clients' certificates.
-    pub downstream_authority: bool,
+    pub downstream: Identity,
+    pub downstream_authority: Option<Vec<u8>>,
     /// Clients without a certificate are turned away.
     pub clients_must_authenticate: bool,
-    /// Envoy has a certificate to show to agents.
-    pub upstream_certificate: bool,
-    /// There is an authority for agents' certificates.
-    pub upstream_authority: bool,
+    pub upstream: Option<Identity>,
+    pub upstream_authority: Option<Vec<u8>>,
+}
+
+/// Without any key.
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
 }
 
 impl Tls {
-    /// Towards agents. No ALPN list: with one, an HTTP/1.1 client made Envoy negotiate h2 and then speak HTTP/1.1.
-    pub(super) fn upstream(self) -> TransportSocket {
-        let certificate = self.upstream_certificate.then_some(UPSTREAM_CLIENT);
-        let authority = self.upstream_authority.then_some(UPSTREAM_SERVER);
+    /// Towards agents.
+    pub(super) fn upstream(&self, alpn: &[&str]) -> TransportSocket {
+        let authority = self.upstream_authority.as_deref();
         socket(&UpstreamTlsContext {
-            common_tls_context: Some(context(certificate, authority, &[])),
+            common_tls_context: Some(context(self.upstream.as_ref(), authority, alpn)),
             ..Default::default()
         })
     }
 
     /// Towards clients.
-    pub(super) fn downstream(self) -> TransportSocket {
-        let authority = self.downstream_authority.then_some(DOWNSTREAM_CLIENT);
+    pub(super) fn downstream(&self) -> TransportSocket {
+        let authority = self.downstream_authority.as_deref();
         let alpn = ["h2", "http/1.1"];
         socket(&DownstreamTlsContext {
-            common_tls_context: Some(context(Some(DOWNSTREAM_SERVER), authority, &alpn)),
+            common_tls_context: Some(context(Some(&self.downstream), authority, &alpn)),
             require_client_certificate: truth(self.clients_must_authenticate),
             ..Default::default()
         })
     }
 }
 
-/// A certificate with its key.
-pub fn certificate(name: &str, chain: &[u8], key: &[u8]) -> Bytes {
-    let certificate = TlsCertificate {
-        certificate_chain: inline(chain),
-        private_key: inline(key),
+fn context(
+    identity: Option<&Identity>,
+    authority: Option<&[u8]>,
+    alpn: &[&str],
+) -> CommonTlsContext {
+    let certificate = |identity: &Identity| TlsCertificate {
+        certificate_chain: inline(&identity.chain),
+        private_key: inline(&identity.key),
         ..Default::default()
     };
-    encode(name, secret::Type::TlsCertificate(certificate))
-}
-
-/// The authority that peers' certificates must come from.
-pub fn authority(name: &str, ca: &[u8]) -> Bytes {
-    let context = CertificateValidationContext {
-        trusted_ca: inline(ca),
-        ..Default::default()
+    let trusted = |ca: &[u8]| {
+        ValidationContextType::ValidationContext(CertificateValidationContext {
+            trusted_ca: inline(ca),
+            ..Default::default()
+        })
     };
-    encode(name, secret::Type::ValidationContext(context))
-}
-
-fn encode(name: &str, kind: secret::Type) -> Bytes {
-    Secret {
-        name: name.into(),
-        r#type: Some(kind),
+    CommonTlsContext {
+        tls_certificates: identity.map(certificate).into_iter().collect(),
+        validation_context_type: authority.map(trusted),
+        alpn_protocols: alpn.iter().map(|p| (*p).into()).collect(),
+        ..Default::default()
     }
-    .encode_to_vec()
-    .into()
 }
 
 fn inline(pem: &[u8]) -> Option<DataSource> {
@@ -88,23 +93,6 @@ fn inline(pem: &[u8]) -> Option<DataSource> {
         specifier: Some(Specifier::InlineBytes(pem.to_vec())),
         ..Default::default()
     })
-}
-
-fn context(certificate: Option<&str>, authority: Option<&str>, alpn: &[&str]) -> CommonTlsContext {
-    CommonTlsContext {
-        tls_certificate_sds_secret_configs: certificate.map(by_sds).into_iter().collect(),
-        validation_context_type: authority
-            .map(|name| ValidationContextType::ValidationContextSdsSecretConfig(by_sds(name))),
-        alpn_protocols: alpn.iter().map(|p| (*p).into()).collect(),
-        ..Default::default()
-    }
-}
-
-fn by_sds(name: &str) -> SdsSecretConfig {
-    SdsSecretConfig {
-        name: name.into(),
-        sds_config: from_ads(),
-    }
 }
 
 fn socket<M: Message + Name>(context: &M) -> TransportSocket {

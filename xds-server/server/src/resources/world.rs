@@ -51,7 +51,7 @@ struct Used {
 /// Knows what was derived, to tell what has changed. Bodies are not kept.
 #[derive(Default)]
 pub struct World {
-    tls: Option<Tls>,
+    tls: Option<Arc<Tls>>,
     routes: HashMap<Arc<str>, Vec<ReplicaSet>>,
     used: BTreeMap<ReplicaSet, Used>,
     /// The set that answers requests without a model, and its shape at that time.
@@ -60,11 +60,26 @@ pub struct World {
 
 impl World {
     /// A world without models.
-    pub fn new(tls: Option<Tls>) -> Self {
+    pub fn new(tls: Option<Arc<Tls>>) -> Self {
         Self {
             tls,
             ..Self::default()
         }
+    }
+
+    /// Takes other certificates; every cluster changes.
+    pub fn renew(&mut self, view: &impl View, tls: Arc<Tls>) -> Vec<Change> {
+        self.tls = Some(tls);
+        let mut changes = Vec::new();
+        for (set, used) in &mut self.used {
+            put_clusters(
+                used,
+                &view.endpoints(set),
+                self.tls.as_deref(),
+                &mut changes,
+            );
+        }
+        changes
     }
 
     /// Derives what the change of these models' routes and of these servers' endpoints means.
@@ -130,7 +145,7 @@ impl World {
                     remove_cluster(name, used.separate_endpoints, changes);
                 }
             }
-            put_clusters(used, &endpoints, self.tls, changes);
+            put_clusters(used, &endpoints, self.tls.as_deref(), changes);
         }
     }
 
@@ -185,7 +200,7 @@ impl World {
             separate_endpoints: false,
             models: BTreeSet::from([model.clone()]),
         };
-        put_clusters(&mut used, &endpoints, self.tls, changes);
+        put_clusters(&mut used, &endpoints, self.tls.as_deref(), changes);
         self.used.insert(set.clone(), used);
     }
 
@@ -276,7 +291,7 @@ impl Used {
 fn put_clusters(
     used: &mut Used,
     endpoints: &[Endpoint],
-    tls: Option<Tls>,
+    tls: Option<&Tls>,
     changes: &mut Vec<Change>,
 ) {
     let had_endpoints = used.separate_endpoints;
@@ -317,7 +332,7 @@ fn remove(type_url: &'static str, name: String) -> Change {
 /// All resources of models, derived from nothing; what all updates together must come to.
 pub fn snapshot<'a>(
     view: &impl View,
-    tls: Option<Tls>,
+    tls: Option<Arc<Tls>>,
     models: impl IntoIterator<Item = &'a str>,
 ) -> BTreeMap<(&'static str, Arc<str>), Bytes> {
     let models = models.into_iter().map(Arc::from).collect();

@@ -9,6 +9,8 @@ use seldon_core::{AgentKey, Event, Now, Refusal, State, StreamId};
 use seldon_proto::agent::{AgentSubscribeRequest, ModelOperationMessage};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::resources::Tls;
+
 use super::{Command, Kind, Reply, Subscription};
 
 /// Why a request has no answer.
@@ -111,9 +113,9 @@ impl Handle {
         receiver.await.map_err(|_| Failure::Stopping)
     }
 
-    /// Serves resources that do not depend on the rules' state, such as certificates.
-    pub fn resources(&self, changes: Vec<Change>) {
-        let _ = self.commands.send(Command::Resources(changes)); // fails only while stopping
+    /// Gives Envoys other certificates; `listener` holds them as well.
+    pub fn renew(&self, tls: Arc<Tls>, listener: Change) {
+        let _ = self.commands.send(Command::Renew(tls, listener)); // fails only while stopping
     }
 
     /// Begins with every name there is.

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     resources::{
-        World,
+        Tls, World,
         names::{model_of_scope, types},
     },
     store::Committer,
@@ -62,8 +62,8 @@ enum Command {
         reply: oneshot::Sender<Result<(), Failure>>,
     },
     Read(Query),
-    /// Resources that do not depend on the rules' state.
-    Resources(Vec<Change>),
+    /// Other certificates, and the listener that holds them.
+    Renew(Arc<Tls>, Change),
     Subscribe(Kind, oneshot::Sender<Subscription>),
 }
 
@@ -216,7 +216,11 @@ impl Writer {
                     let _ = reply.send(Err(refusal.into()));
                 }
             }
-            Command::Resources(changes) => self.engine.apply(self.state.generation(), changes),
+            Command::Renew(tls, listener) => {
+                let mut changes = self.world.renew(&self.state, tls);
+                changes.push(listener);
+                self.engine.apply(self.state.generation(), changes);
+            }
             Command::Read(query) => query(&self.state, self.clock.now()),
             Command::Subscribe(kind, reply) => {
                 let names = match kind {
