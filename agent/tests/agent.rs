@@ -1,4 +1,5 @@
 //! A whole agent with a real rclone, between a scheduler and an inference server of the test.
+#![allow(clippy::unwrap_used)] // a test may
 mod common;
 
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! However a request is written and cut, every message names the proxy's model and keeps everything else.
+#![allow(clippy::unwrap_used)] // a test may
 use std::{collections::VecDeque, fs, io::Write as _, path::Path};
 
 use bytes::Bytes;

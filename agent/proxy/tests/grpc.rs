@@ -1,4 +1,5 @@
 //! gRPC through the proxy to a real server.
+#![allow(clippy::unwrap_used)] // a test may
 mod support;
 
 use std::{io::Write as _, sync::Arc, sync::atomic::Ordering, time::Duration};

@@ -80,7 +80,7 @@ impl Remotes {
         self.rclone.configure(storage, exists).await
     }
 
-    /// Names that a `storageUri` may use. They may be as old as [`NAMES_FOR`], unless `wanted` is not among them.
+    /// Names that a `storageUri` may use. They may be as old as `NAMES_FOR`, unless `wanted` is not among them.
     pub async fn names(&self, wanted: &str) -> Result<Vec<String>, RcloneError> {
         let mut names = self.names.lock().await;
         if let Some((at, known)) = names.as_ref()

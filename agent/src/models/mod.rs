@@ -75,8 +75,11 @@ struct Inner {
     up: watch::Sender<bool>,
     /// Events that no order waits for, such as a model that could not be restored.
     unasked: tokio::sync::mpsc::UnboundedSender<(ModelVersion, Outcome)>,
-    departed: OnceLock<Box<dyn Fn(&str) + Send + Sync>>,
+    departed: OnceLock<Departed>,
 }
+
+/// Called with the name of a model that has gone.
+type Departed = Box<dyn Fn(&str) + Send + Sync>;
 
 /// What a registry is made of.
 pub struct Parts {

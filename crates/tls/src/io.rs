@@ -104,23 +104,30 @@ pub enum ClientIo {
     Tls(Box<client::TlsStream<TcpStream>>),
 }
 
-/// What `tonic`'s `connect_with_connector` takes: plain, or encrypted for the host in the address.
-pub fn connector(
-    tls: Option<ClientTls>,
-) -> impl tower::Service<
-    Uri,
-    Response = TokioIo<ClientIo>,
-    Error = io::Error,
-    Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<ClientIo>>> + Send>>,
-> + Clone
-+ Send
-+ 'static {
-    tower::service_fn(move |uri: Uri| {
-        let tls = tls.clone();
-        let connecting: Pin<Box<dyn Future<Output = io::Result<TokioIo<ClientIo>>> + Send>> =
-            Box::pin(async move { connect(&uri, tls).await.map(TokioIo::new) });
-        connecting
-    })
+type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<ClientIo>>> + Send>>;
+
+/// Connects plain, or encrypted for the host in the address: what `tonic`'s `connect_with_connector` takes.
+#[derive(Clone)]
+pub struct Connector(Option<ClientTls>);
+
+/// Makes a connector; plain where there is no TLS.
+pub fn connector(tls: Option<ClientTls>) -> Connector {
+    Connector(tls)
+}
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<ClientIo>;
+    type Error = io::Error;
+    type Future = Connecting;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Connecting {
+        let tls = self.0.clone();
+        Box::pin(async move { connect(&uri, tls).await.map(TokioIo::new) })
+    }
 }
 
 async fn connect(uri: &Uri, tls: Option<ClientTls>) -> io::Result<ClientIo> {

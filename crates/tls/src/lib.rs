@@ -9,7 +9,7 @@ mod rotation;
 
 pub use environment::{Environment, Protocol};
 pub use files::{Files, Pem};
-pub use io::{ClientIo, Incoming, ServerIo, connector};
+pub use io::{ClientIo, Connector, Incoming, ServerIo, connector};
 pub use rotation::{ClientTls, ServerTls};
 
 /// Why TLS cannot be set up.

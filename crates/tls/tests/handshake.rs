@@ -1,4 +1,5 @@
 //! Real handshakes over loopback, with certificates made here.
+#![allow(clippy::unwrap_used)] // a test may
 use std::{fs, path::Path};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};

@@ -254,7 +254,7 @@ async fn send_rest(
     target: &str,
     shot: &Shot,
 ) -> Result<(), String> {
-    if !connection.as_ref().is_some_and(|c| !c.is_closed()) {
+    if connection.as_ref().is_none_or(|c| c.is_closed()) {
         let (sender, driver) = http1::handshake(connect(target).await?)
             .await
             .map_err(|e| e.to_string())?;
@@ -291,7 +291,7 @@ async fn send_grpc(
     target: &str,
     shot: &Shot,
 ) -> Result<(), String> {
-    if !connection.as_ref().is_some_and(|c| !c.is_closed()) {
+    if connection.as_ref().is_none_or(|c| c.is_closed()) {
         let (sender, driver) = http2::handshake(TokioExecutor::new(), connect(target).await?)
             .await
             .map_err(|e| e.to_string())?;

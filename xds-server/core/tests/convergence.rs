@@ -1,5 +1,6 @@
 //! Random histories: agents load, fail, vanish and return, the Envoy lags, the scheduler is killed. The invariants hold
 //! after every step, nothing is unloaded that the Envoy uses, and when all is well again all is as wanted.
+#![allow(clippy::unwrap_used)] // a test may
 mod sim;
 
 use std::{collections::BTreeMap, time::Duration};

@@ -1,4 +1,5 @@
 //! Failures, losses, drains and restarts, one scene each.
+#![allow(clippy::unwrap_used)] // a test may
 mod sim;
 
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! The documented rules, one scene each.
+#![allow(clippy::unwrap_used)] // a test may
 mod sim;
 
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! 10,000 models: how many distinct replica sets, how even, how fast.
+#![allow(clippy::unwrap_used)] // a test may
 mod sim;
 
 use std::{
