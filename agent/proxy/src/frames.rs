@@ -125,7 +125,10 @@ impl Rewriter {
 
     /// For a call that takes one message: a request without any is malformed.
     pub fn expecting_one(self) -> Self {
-        Self { expecting: true, ..self }
+        Self {
+            expecting: true,
+            ..self
+        }
     }
 
     /// Takes the next bytes of the request and appends what to send to `out`.

@@ -115,7 +115,11 @@ async fn admitted<M: Models>(
         core.budget.clone(),
     );
     let one = rpc.path != routes::MODEL_STREAM_INFER;
-    Ok(Some(if one { rewriter.expecting_one() } else { rewriter }))
+    Ok(Some(if one {
+        rewriter.expecting_one()
+    } else {
+        rewriter
+    }))
 }
 
 /// Whether the messages are protobuf's, the only ones a field can be appended to.

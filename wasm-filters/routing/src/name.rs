@@ -8,7 +8,7 @@ pub const MAX_PATH: usize = 8 * 1024;
 /// `/v2/models/{name}/…` gives `name`, `/v2/pipelines/{name}/…` gives `name.pipeline`; anything else nothing.
 ///
 /// Empty segments are skipped, as the listener merges slashes. The name is percent-decoded once; a broken escape, or a
-/// name that is no [name](is_name) after it, gives nothing.
+/// name that is no name after it, gives nothing.
 pub fn model_name_in_path(path: &[u8]) -> Option<String> {
     let path = path.split(|b| matches!(b, b'?' | b'#')).next()?;
     if path.len() > MAX_PATH || path.first() != Some(&b'/') {

@@ -1,6 +1,6 @@
 //! The running system, and what is asked of its scheduler.
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use seldon_grpc::introspect::introspect_client::IntrospectClient;
@@ -9,6 +9,7 @@ use seldon_local::{Config, SchedulerPorts, System};
 use seldon_proto::introspect::{self, XdsStatusRequest};
 use seldon_proto::scheduler as pb;
 use seldon_proto::scheduler::model_status::ModelState;
+use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
@@ -22,6 +23,16 @@ pub struct Fleet {
     pub system: System,
     scheduler: SchedulerClient<Channel>,
     introspect: IntrospectClient<Channel>,
+    _artefacts: TempDir,
+}
+
+/// Makes an artefact that has the form of a model; the fake inference server reads nothing of it.
+fn artefacts() -> Result<TempDir> {
+    let root = tempfile::tempdir()?;
+    let folder = root.path().join("seldon-models/mlserver/iris");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("model.joblib"), "not read")?;
+    Ok(root)
 }
 
 /// A model that any replica can load.
@@ -70,7 +81,9 @@ impl Fleet {
         variables: &[(&'static str, &'static str)],
         change: impl FnOnce(&mut Config) + Send + 'static,
     ) -> Result<Self> {
-        let mut builder = System::builder().servers(2).envoys(2).config(|config| {
+        let artefacts = artefacts()?;
+        let builder = System::builder().servers(2).envoys(2);
+        let mut builder = builder.artefacts(artefacts.path()).config(|config| {
             config.parts.mlserver = config.parts.scheduler.with_file_name("fake-inference");
             config.memory_bytes = 1_000_000_000;
             change(config);
@@ -78,7 +91,12 @@ impl Fleet {
         for (name, value) in variables {
             builder = builder.env("mlserver", *name, *value);
         }
+        let begin = Instant::now();
         let system = builder.start().await?;
+        eprintln!(
+            "the system started in {:.1} s",
+            begin.elapsed().as_secs_f32()
+        );
         let address = format!("http://127.0.0.1:{}", system.ports().scheduler.api);
         let channel = Endpoint::from_shared(address)?
             .connect_timeout(Duration::from_secs(1))
@@ -88,6 +106,7 @@ impl Fleet {
             system,
             scheduler: SchedulerClient::new(channel.clone()),
             introspect: IntrospectClient::new(channel),
+            _artefacts: artefacts,
         })
     }
 
