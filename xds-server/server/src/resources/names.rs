@@ -43,15 +43,15 @@ pub fn model_of_scope(key: &str) -> Option<&str> {
 /// Longest list of replicas that is spelled out in a name; it stands in every scope that uses the set.
 const LONGEST_LIST: usize = 24;
 
-/// Names the cluster of a replica set, such as `mlserver.0-2_5`. No list of replicas contains a dot, so different sets
-/// have different names.
+/// Names the cluster of a replica set, such as `mlserver_0-2_5`. A server's name has no underscore, so different sets
+/// have different names; and no dot, at which Envoy would end the name in its metrics.
 pub fn cluster_name(set: &ReplicaSet) -> String {
     let mut list = ranges(&set.replicas);
     if list.len() > LONGEST_LIST {
         let digest = xxhash_rust::xxh3::xxh3_64(list.as_bytes());
         list = format!("x{digest:016x}");
     }
-    format!("{}.{list}", set.server)
+    format!("{}_{list}", set.server)
 }
 
 fn ranges(replicas: &BTreeSet<u32>) -> String {
@@ -84,11 +84,11 @@ mod tests {
 
     #[test]
     fn a_cluster_is_named_by_server_and_replicas() {
-        assert_eq!(name([0]), "mlserver.0");
-        assert_eq!(name([0, 1, 2, 5]), "mlserver.0-2_5");
-        assert_eq!(name(0..50), "mlserver.0-49");
+        assert_eq!(name([0]), "mlserver_0");
+        assert_eq!(name([0, 1, 2, 5]), "mlserver_0-2_5");
+        assert_eq!(name(0..50), "mlserver_0-49");
         let scattered = name((0..50).map(|i| i * 2));
-        assert_eq!(scattered.len(), "mlserver.x".len() + 16);
+        assert_eq!(scattered.len(), "mlserver_x".len() + 16);
         assert_ne!(scattered, name((0..50).map(|i| i * 3)));
     }
 

@@ -131,8 +131,8 @@ fn goldens() {
         envoy_types::pb::envoy::config::cluster::v3::Cluster::decode(body(types::CLUSTER, name))
             .unwrap()
     };
-    insta::assert_debug_snapshot!("cluster_by_address", cluster("mlserver.0-1"));
-    insta::assert_debug_snapshot!("cluster_by_name", cluster("triton.0_grpc"));
+    insta::assert_debug_snapshot!("cluster_by_address", cluster("mlserver_0-1"));
+    insta::assert_debug_snapshot!("cluster_by_name", cluster("triton_0_grpc"));
     insta::assert_yaml_snapshot!(
         "snapshot_names",
         all.keys()
