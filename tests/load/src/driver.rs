@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -17,7 +17,11 @@ use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, sync::Mutex, time::Instant};
+use tokio::{
+    net::TcpStream,
+    sync::{Mutex, watch},
+    time::Instant,
+};
 
 /// One kind of request; the driver goes round its list.
 #[derive(Clone, Debug)]
@@ -115,7 +119,7 @@ struct Shared {
     load: Load,
     started: Instant,
     next: AtomicU64,
-    stop: AtomicBool,
+    stop: watch::Sender<bool>,
     tally: Mutex<Tally>,
     done: AtomicU64,
 }
@@ -137,7 +141,7 @@ impl Load {
         let shared = Arc::new(Shared {
             started: Instant::now(),
             next: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
+            stop: watch::Sender::new(false),
             done: AtomicU64::new(0),
             tally: Mutex::new(Tally {
                 succeeded: 0,
@@ -168,7 +172,7 @@ impl Running {
 
     /// Sends no more, waits for what is under way and reports.
     pub async fn stop(self) -> anyhow::Result<Report> {
-        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.send_replace(true);
         let elapsed = self.shared.started.elapsed();
         for task in self.tasks {
             task.await?;
@@ -190,15 +194,17 @@ async fn lane_loop(shared: Arc<Shared>, lane: usize) {
     let target = &load.targets[lane % load.targets.len()];
     let mut rest: Option<http1::SendRequest<Full<Bytes>>> = None;
     let mut grpc: Option<http2::SendRequest<Full<Bytes>>> = None;
-    while !shared.stop.load(Ordering::Relaxed) {
+    let mut stop = shared.stop.subscribe();
+    while !*stop.borrow() {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let due = match load.rate {
             Some(rate) => shared.started + Duration::from_secs_f64(number as f64 / rate),
             None => Instant::now(),
         };
-        tokio::time::sleep_until(due).await;
-        if shared.stop.load(Ordering::Relaxed) {
-            return;
+        tokio::select! {
+            biased;
+            () = async { drop(stop.wait_for(|stopped| *stopped).await) } => return,
+            () = tokio::time::sleep_until(due) => {}
         }
         let shot = &load.shots[number as usize % load.shots.len()];
         let outcome = tokio::time::timeout(load.deadline, async {
