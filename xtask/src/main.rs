@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything one does with this repository.
 
+mod bench;
 mod demo;
 mod lint;
 mod tests;
@@ -26,6 +27,8 @@ enum Task {
     Demo(demo::Demo),
     /// Run all tests, with real Envoys and a real MLServer
     Test(tests::Test),
+    /// Measure whole paths against their targets, in optimised programs
+    Bench(bench::Bench),
     /// Check formatting, lints and documentation
     Lint(lint::Lint),
     /// Build the Envoy filter
@@ -40,6 +43,7 @@ fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Demo(demo) => demo.run(),
         Task::Test(test) => test.run(),
+        Task::Bench(bench) => bench.run(),
         Task::Lint(lint) => lint.run(),
         Task::Wasm => {
             wasm::build(&workspace::root()?).map(|module| println!("{}", module.display()))

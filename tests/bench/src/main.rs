@@ -1,6 +1,7 @@
 //! Benchmarks of whole paths: CPU time per request and ratios within one run, never a bare time.
 //!
 //! Everything runs against a trivially fast inference server, so that what is measured is the way to it.
+mod against;
 mod agent_hop;
 mod report;
 mod scale;
@@ -10,6 +11,8 @@ mod shots;
 use anyhow::Result;
 use clap::Parser;
 use report::Report;
+use seldon_load::driver::{Load, Shot};
+use std::time::Duration;
 
 /// Benchmarks the system that is built beside this program.
 #[derive(Parser)]
@@ -20,6 +23,21 @@ struct Args {
     /// Seconds of load for each figure.
     #[arg(long, default_value_t = 3)]
     seconds: u64,
+    /// Drive load at a running installation instead: host and port of its Envoy.
+    #[arg(long, value_name = "HOST:PORT")]
+    against: Option<String>,
+    /// With --against: the model to ask.
+    #[arg(long, default_value = "iris")]
+    model: String,
+    /// With --against: the REST body.
+    #[arg(long, default_value = shots::BODY)]
+    body: String,
+    /// With --against: requests a second; as fast as answers come where absent.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// With --against: connections.
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
     /// Only the section with this name: scale or agent.
     #[arg(long)]
     only: Option<String>,
@@ -29,6 +47,18 @@ struct Args {
 async fn main() -> Result<()> {
     let args = Args::parse();
     let mut report = Report::default();
+    if let Some(target) = &args.against {
+        let load = Load {
+            targets: vec![target.clone()],
+            shots: vec![Shot::rest(&args.model, &args.body)],
+            connections: args.connections,
+            rate: args.rate,
+            deadline: Duration::from_secs(30),
+        };
+        against::run(load, Duration::from_secs(args.seconds), &mut report).await?;
+        println!("{report}\n{}", report.json());
+        return Ok(());
+    }
     let wanted = |name: &str| args.only.as_deref().is_none_or(|only| only == name);
     if wanted("scale") {
         scale::run(args.models, args.seconds, &mut report).await?;
