@@ -1,5 +1,5 @@
 //! A model: its versions, and the replicas of each.
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use seldon_proto::scheduler::{
     Model, ModelRuntimeInfo, ModelSpec, model_runtime_info, model_spec, model_status::ModelState,
@@ -42,10 +42,12 @@ pub(crate) struct Version {
     pub(crate) replicas: Vec<Replica>,
     /// The set that was counted in the server's index of sets.
     pub(crate) counted: Option<Arc<[u32]>>,
-    /// Failed loads in a row, when to try again, and the world in which the last one failed.
+    /// Rounds of failed loads in a row, when to try again, and the world in which the last one failed.
     pub(crate) failures: u32,
     pub(crate) retry_at: Option<Duration>,
     pub(crate) failed_epoch: u64,
+    /// Where loads failed lately: another try goes elsewhere, if it can.
+    pub(crate) avoided: BTreeSet<(Arc<str>, u32)>,
 }
 
 /// The state of a model as it is shown.
@@ -112,6 +114,7 @@ impl Version {
             failures: 0,
             retry_at: None,
             failed_epoch: 0,
+            avoided: BTreeSet::new(),
         }
     }
 
@@ -132,11 +135,20 @@ impl Version {
             .count()
     }
 
-    pub(crate) fn available(&self) -> usize {
-        self.replicas
-            .iter()
-            .filter(|replica| replica.state == ReplicaState::Available)
-            .count()
+    pub(crate) fn has_failed(&self) -> bool {
+        let mut states = self.replicas.iter().map(|replica| replica.state);
+        states.any(|state| state == ReplicaState::LoadFailed)
+    }
+
+    /// One replica has loaded it, or begins anew; failures count on for as long as another has failed.
+    pub(crate) fn forgive(&mut self, index: u32) {
+        if let Some(server) = &self.server {
+            self.avoided.remove(&(server.clone(), index));
+        }
+        if !self.has_failed() {
+            (self.failures, self.retry_at) = (0, None);
+            self.avoided.clear();
+        }
     }
 
     /// The replicas that are placed, ready or not.

@@ -64,6 +64,21 @@ pub(crate) fn standing(version: &Version, index: u32, world: &World) -> Standing
         })
 }
 
+/// Replicas that Envoys use and that may still answer. One that is gone for good stays in the route when there is no
+/// other, but it does not count.
+pub(crate) fn available(version: &Version, world: &World) -> usize {
+    let gone = |index| {
+        matches!(
+            standing(version, index, world),
+            Standing::Expired | Standing::Left
+        )
+    };
+    let replicas = version.replicas.iter();
+    replicas
+        .filter(|replica| replica.state == Available && !gone(replica.index))
+        .count()
+}
+
 pub(crate) fn connected(version: &Version, index: u32, world: &World) -> bool {
     let server = version
         .server
@@ -74,10 +89,15 @@ pub(crate) fn connected(version: &Version, index: u32, world: &World) -> bool {
         .is_some_and(|replica| replica.stream.is_some())
 }
 
-/// Records that a load failed: it is tried again after a while, but not for ever.
+/// Records that a load failed: it is tried again after a while, but not for ever. Failures of several replicas in one
+/// round are one.
 pub(crate) fn fail_load(version: &mut Version, at: usize, reason: &str, world: &mut World) {
+    version.failures += u32::from(!version.has_failed());
     world.set_state(version, at, LoadFailed, Some(reason));
-    version.failures += 1;
+    if let Some(server) = &version.server {
+        let place = (server.clone(), version.replicas[at].index);
+        version.avoided.insert(place);
+    }
     version.failed_epoch = world.epoch;
     version.retry_at = (version.failures < world.config.retry_limit)
         .then(|| world.now.monotonic + world.config.backoff(version.failures));
@@ -138,6 +158,7 @@ fn expire(entry: &mut Entry, world: &mut World) {
             version.failures >= world.config.retry_limit && world.epoch > version.failed_epoch;
         if new_world {
             version.failures = 0;
+            version.avoided.clear();
         }
         if new_world || version.retry_at.is_some_and(|retry| retry <= now) {
             version.retry_at = None;
@@ -220,6 +241,7 @@ fn place(entry: &mut Entry, world: &mut World) {
         // What is loaded elsewhere keeps its number, so that both can be told apart.
         let moved = Version {
             failures: latest.failures,
+            avoided: latest.avoided.clone(),
             ..Version::new(entry.next_number(), latest.spec.clone())
         };
         entry.versions.push(moved);
@@ -231,6 +253,14 @@ fn place(entry: &mut Entry, world: &mut World) {
     if !latest.is_on(&server) {
         world.count_set(latest);
         latest.server = Some(server);
+    }
+    let avoided = |index: &u32| {
+        let place = latest.server.clone().map(|server| (server, *index));
+        place.is_some_and(|place| latest.avoided.contains(&place))
+    };
+    if replicas.iter().any(avoided) {
+        // There is nowhere else to go: the round begins again.
+        latest.avoided.clear();
     }
     for index in replicas {
         let at = world.add_replica(name, latest, index);

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::{
     model::{Entry, Version, wanted},
-    reconcile::{cut_over_at, older, standing},
+    reconcile::{available, cut_over_at, older, standing},
     replica_state::{
         ReplicaState::{Available, Draining, LoadFailed, UnloadEnvoyRequested},
         can_receive_traffic, is_loaded, is_loading,
@@ -44,7 +44,7 @@ pub(crate) fn retire_all(entry: &mut Entry, world: &mut World) {
 pub(crate) fn retire_old(entry: &mut Entry, world: &mut World) {
     let latest = entry.latest_position();
     let replaced =
-        wanted(&entry.latest().spec) == 0 || entry.latest().available() >= cut_over_at(entry);
+        wanted(&entry.latest().spec) == 0 || available(entry.latest(), world) >= cut_over_at(entry);
     let Entry { name, versions, .. } = entry;
     for (at, version) in versions.iter_mut().enumerate() {
         if version.stray || (at != latest && replaced) {

@@ -121,7 +121,7 @@ impl State {
     ) -> Option<ModelStatusResponse> {
         self.models
             .get(name)
-            .map(|entry| status::model_status(entry, all_versions))
+            .map(|entry| status::model_status(entry, all_versions, &self.world))
     }
 
     pub fn server_status(&self, name: &str) -> Option<ServerStatusResponse> {

@@ -10,9 +10,9 @@ use seldon_proto::scheduler::{
 
 use crate::{
     model::{Entry, Shown, Version, minimum, wanted},
-    reconcile::older,
+    reconcile::{self, older},
     replica_state::{
-        ReplicaState::{Available, LoadFailed, LoadedUnavailable, UnloadFailed},
+        ReplicaState::{LoadFailed, LoadedUnavailable, UnloadFailed},
         is_inactive, is_loading,
     },
     server::Server,
@@ -25,7 +25,8 @@ pub(crate) fn refresh_shown(entry: &mut Entry, world: &World) {
         true => state_leaving(entry.versions.iter()),
         false => state_of_latest(entry, world),
     };
-    let (available, unavailable) = counts(entry.latest());
+    let unavailable = unavailable(entry.latest());
+    let available = available_count(entry.latest(), world);
     let same_reason = entry.shown.reason.as_deref() == reason.as_deref();
     let reason = if same_reason {
         entry.shown.reason.take()
@@ -48,21 +49,16 @@ pub(crate) fn refresh_shown(entry: &mut Entry, world: &World) {
     entry.shown = shown;
 }
 
-fn counts(version: &Version) -> (u32, u32) {
-    let of = |rule: fn(&crate::model::Replica) -> bool| {
-        u32::try_from(
-            version
-                .replicas
-                .iter()
-                .filter(|replica| rule(replica))
-                .count(),
-        )
-        .unwrap_or(u32::MAX)
-    };
-    (
-        of(|replica| replica.state == Available),
-        of(|replica| is_loading(replica.state) || replica.state == LoadFailed),
-    )
+fn available_count(version: &Version, world: &World) -> u32 {
+    u32::try_from(reconcile::available(version, world)).unwrap_or(u32::MAX)
+}
+
+fn unavailable(version: &Version) -> u32 {
+    let replicas = version.replicas.iter();
+    let count = replicas
+        .filter(|replica| is_loading(replica.state) || replica.state == LoadFailed)
+        .count();
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// The state of a version that is deleted or was replaced.
@@ -97,14 +93,14 @@ fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>
         return (ModelState::ModelFailed, failed.reason.clone());
     }
     let (available, target, least) = (
-        latest.available(),
+        reconcile::available(latest, world),
         wanted(&latest.spec),
         minimum(&latest.spec),
     );
     if available == 0 && target == 0 {
         return (ModelState::ModelScaledDown, None);
     }
-    let formerly = || older(entry).any(|version| version.available() > 0);
+    let formerly = || older(entry).any(|version| reconcile::available(version, world) > 0);
     let enough =
         available >= target || (least > 0 && available >= least) || (available > 0 && formerly());
     if enough {
@@ -124,22 +120,32 @@ fn timestamp(wall: Duration) -> Option<Timestamp> {
 }
 
 /// The documented status of a model: its latest version, or (`all_versions`) each that is still somewhere.
-pub(crate) fn model_status(entry: &Entry, all_versions: bool) -> ModelStatusResponse {
+pub(crate) fn model_status(
+    entry: &Entry,
+    all_versions: bool,
+    world: &World,
+) -> ModelStatusResponse {
     let latest = entry.latest_position();
     let versions = entry.versions.iter().enumerate();
     let chosen = versions.filter(|(at, version)| *at == latest || (all_versions && !version.stray));
     ModelStatusResponse {
         model_name: entry.name.to_string(),
         versions: chosen
-            .map(|(at, version)| version_status(entry, version, at == latest))
+            .map(|(at, version)| version_status(entry, version, at == latest, world))
             .collect(),
         deleted: entry.deleted,
         ..ModelStatusResponse::default()
     }
 }
 
-fn version_status(entry: &Entry, version: &Version, latest: bool) -> ModelVersionStatus {
-    let (available_replicas, unavailable_replicas) = counts(version);
+fn version_status(
+    entry: &Entry,
+    version: &Version,
+    latest: bool,
+    world: &World,
+) -> ModelVersionStatus {
+    let available_replicas = available_count(version, world);
+    let unavailable_replicas = unavailable(version);
     let (state, reason) = match latest {
         true => (entry.shown.state, entry.shown.reason.clone()),
         false => state_leaving(std::iter::once(version)),

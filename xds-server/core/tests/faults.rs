@@ -276,3 +276,69 @@ fn a_refused_route_makes_the_model_fail_until_it_is_taken() {
             .any(|effect| matches!(effect, Effect::ModelChanged(name) if &**name == "iris"))
     );
 }
+
+#[test]
+fn a_failure_beside_a_success_is_tried_again() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 2));
+    sim.work(&agent("mlserver", 0), false);
+    sim.work(&agent("mlserver", 1), true);
+    assert_eq!(sim.state_of("iris"), ModelFailed);
+    sim.advance(Duration::from_secs(60));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    assert_eq!(sim.route("iris"), ["1@mlserver[0,1]*2"]);
+}
+
+#[test]
+fn a_round_of_failures_counts_once_and_another_try_goes_elsewhere() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("wide", 2));
+    let mut rounds = 0;
+    for _ in 0..50 {
+        let failed = [0, 1].map(|index| sim.work(&agent("mlserver", index), false));
+        assert_eq!(failed[0], failed[1]);
+        rounds += u32::from(failed[0]);
+        sim.advance(Duration::from_secs(400));
+    }
+    assert_eq!(rounds, sim.config.retry_limit);
+    sim.unload("wide");
+    sim.settle();
+    sim.load(model("iris", 1));
+    assert!(sim.work(&agent("mlserver", 0), false));
+    sim.advance(Duration::from_secs(60));
+    assert!(sim.work(&agent("mlserver", 1), false), "not the same again");
+    sim.advance(Duration::from_secs(60));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+}
+
+#[test]
+fn a_load_that_was_given_up_begins_anew_when_it_is_asked_for_again() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    for _ in 0..50 {
+        sim.work(&agent("mlserver", 0), false);
+        sim.advance(Duration::from_secs(400));
+    }
+    assert_eq!(sim.state_of("iris"), ModelFailed);
+    sim.load(model("iris", 1));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+}
+
+#[test]
+fn a_model_whose_only_replica_is_gone_for_good_is_not_available() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    sim.disconnect(&agent("mlserver", 0));
+    sim.advance(Duration::from_secs(30));
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    assert_eq!(sim.state_of("iris"), ScheduleFailed);
+    sim.connect(&agent("mlserver", 0));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+}

@@ -3,7 +3,10 @@ mod filter;
 mod place;
 mod sets;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 pub(crate) use filter::{Rule, replica_passes, server_passes};
 pub(crate) use place::{choose, retain};
@@ -33,17 +36,32 @@ pub(crate) enum Decision {
 }
 
 /// One server's part in a decision.
-pub(crate) struct Candidacy {
+struct Candidacy {
     /// Replicas that have the model, and count on.
-    pub(crate) kept: Vec<u32>,
+    kept: Vec<u32>,
     /// Replicas that could take it as well.
-    pub(crate) eligible: Vec<u32>,
+    eligible: Vec<u32>,
     /// Replicas that failed to load it and wait for another try.
-    pub(crate) failed: usize,
+    failed: usize,
 }
 
-/// Decides where the replicas that the latest version lacks go.
+/// Decides where the replicas that the latest version lacks go: not where loading it failed, if that can be.
 pub(crate) fn decide(entry: &Entry, world: &World) -> Decision {
+    let latest = entry.latest();
+    if !latest.avoided.is_empty() {
+        let elsewhere = decide_among(entry, world, &latest.avoided);
+        // What is placed in part does not move for that.
+        let stays = |server: &Arc<str>| latest.replicas.is_empty() || latest.is_on(server);
+        if matches!(&elsewhere, Decision::Load { server, short: None, .. } if stays(server)) {
+            return elsewhere;
+        }
+    }
+    decide_among(entry, world, &BTreeSet::new())
+}
+
+type Places = BTreeSet<(Arc<str>, u32)>;
+
+fn decide_among(entry: &Entry, world: &World, avoided: &Places) -> Decision {
     let latest = entry.latest();
     let target = wanted(&latest.spec);
     let home = latest
@@ -53,7 +71,7 @@ pub(crate) fn decide(entry: &Entry, world: &World) -> Decision {
     let at_home = home.and_then(|name| Some((name, world.servers.get(name)?)));
     let mut replacing = false;
     if let Some((name, server)) = at_home {
-        let candidacy = candidacy(entry, name, server, world);
+        let candidacy = candidacy(entry, name, server, world, avoided);
         if candidacy.kept.len() + candidacy.failed >= target {
             return Decision::Placed;
         }
@@ -68,7 +86,7 @@ pub(crate) fn decide(entry: &Entry, world: &World) -> Decision {
         if server_passes(&latest.spec, name, server).is_err() {
             continue;
         }
-        let candidacy = candidacy(entry, name, server, world);
+        let candidacy = candidacy(entry, name, server, world, avoided);
         let possible = candidacy.kept.len() + candidacy.failed + candidacy.eligible.len();
         let enough = match minimum(&latest.spec) {
             _ if replacing && home == Some(name) => candidacy.kept.len() + 1,
@@ -109,7 +127,13 @@ fn draining(entry: &Entry) -> bool {
 }
 
 /// What a server that passes its filters has to offer.
-pub(crate) fn candidacy(entry: &Entry, name: &str, server: &Server, world: &World) -> Candidacy {
+fn candidacy(
+    entry: &Entry,
+    name: &Arc<str>,
+    server: &Server,
+    world: &World,
+    avoided: &Places,
+) -> Candidacy {
     let mut found = Candidacy {
         kept: Vec::new(),
         eligible: Vec::new(),
@@ -118,6 +142,7 @@ pub(crate) fn candidacy(entry: &Entry, name: &str, server: &Server, world: &Worl
     for (index, replica) in &server.replicas {
         match verdict(entry, name, *index, server, world) {
             Ok(true) => found.kept.push(*index),
+            Ok(false) if avoided.contains(&(name.clone(), *index)) => {}
             Ok(false) => found.eligible.push(*index),
             Err(Rule::FailedThere { .. }) if replica.usable() => found.failed += 1,
             Err(_) => {}

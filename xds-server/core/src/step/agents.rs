@@ -145,17 +145,18 @@ fn compare(
         world.set_state(version, at, Loading, None);
         world.send(version, index, Operation::LoadModel);
     } else {
-        if state == LoadFailed {
-            (version.failures, version.retry_at) = (0, None);
-        }
+        let index = version.replicas[at].index;
         world.remove_replica(name, version, at);
+        if state == LoadFailed {
+            version.forgive(index);
+        }
     }
 }
 
 fn loaded(version: &mut Version, at: usize, world: &mut World) {
     world.set_state(version, at, Loaded, None);
     version.replicas[at].gate = None;
-    (version.failures, version.retry_at) = (0, None);
+    version.forgive(version.replicas[at].index);
 }
 
 /// The first report of how a runtime runs the model says what each replica really takes.

@@ -98,9 +98,23 @@ pub(crate) fn load_model(state: &mut State, mut model: Model) -> Result<(), Refu
                 state.world.effects.push(Effect::Persist(record(entry)));
                 state.world.touch(&entry.name);
             }
+            try_again(entry, &mut state.world);
         }
     }
     Ok(())
+}
+
+/// A load that was given up because it failed too often begins anew when a client asks for it again.
+fn try_again(entry: &mut Entry, world: &mut World) {
+    let at = entry.latest_position();
+    let latest = &mut entry.versions[at];
+    if latest.failures < world.config.retry_limit {
+        return;
+    }
+    latest.failures = 0;
+    latest.avoided.clear();
+    latest.retry_at = Some(world.now.monotonic);
+    world.touch(&entry.name);
 }
 
 fn first_number(model: &Model) -> u32 {
@@ -128,7 +142,8 @@ fn revive(entry: &mut Entry, model: Model) {
         version.stray = true;
     }
     entry.versions.push(Version::new(number, Arc::new(model)));
-    (entry.deleted, entry.gone_at, entry.unplaced, entry.rejected) = (false, None, None, None);
+    // What an Envoy refuses it refuses until it says otherwise: `rejected` stays.
+    (entry.deleted, entry.gone_at, entry.unplaced) = (false, None, None);
     (entry.authoritative, entry.changed) = (true, true);
 }
 
@@ -139,7 +154,7 @@ fn update(entry: &mut Entry, mut model: Model, world: &mut World) -> bool {
     if !same_artefact(&latest.spec, &model) {
         let number = entry.next_number();
         entry.versions.push(Version::new(number, Arc::new(model)));
-        (entry.unplaced, entry.rejected) = (None, None);
+        entry.unplaced = None;
         entry.changed = true;
         return true;
     }
