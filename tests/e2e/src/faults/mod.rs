@@ -16,9 +16,11 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// A case that starts what it needs.
 pub type Fault = (&'static str, fn() -> Result<()>);
 
-/// Whether `SELDON_LONG=1` asks for more rounds.
+/// Whether more rounds are asked for: by `cargo xtask test --long`, or by `SELDON_LONG=1`.
 pub fn long() -> bool {
-    std::env::var_os("SELDON_LONG").is_some_and(|value| value == "1")
+    ["SELDON_TEST_LONG", "SELDON_LONG"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some_and(|value| value == "1"))
 }
 
 /// Runs cases one after the other: each loads the machine, and two would measure each other.
