@@ -342,3 +342,15 @@ fn a_model_whose_only_replica_is_gone_for_good_is_not_available() {
     sim.settle();
     assert_eq!(sim.state_of("iris"), ModelAvailable);
 }
+
+#[test]
+fn a_load_that_was_given_up_may_succeed_after_all() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 1));
+    sim.advance(sim.config.load_timeout);
+    assert_eq!(sim.state_of("iris"), ModelFailed);
+    sim.work(&agent("mlserver", 0), true);
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+}

@@ -20,7 +20,7 @@ use seldon_proto::{
 use seldon_scheduler::{
     resources::ListenerOptions,
     sockets::Sockets,
-    store::{Disk, Forgetful, Store},
+    store::{Disk, Forgetful, Store, StoreError, Write},
     system::{Options, run},
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
@@ -444,4 +444,36 @@ async fn acknowledged_models_are_there_after_a_restart() {
     let _agent = obey(scheduler.agents().await, 0).await;
     until(&mut api, "wine", ModelState::ModelAvailable).await;
     scheduler.end().await;
+}
+
+/// A disk that is full for the first write of a model.
+struct FullOnce(Disk, bool);
+
+impl Store for FullOnce {
+    fn restore(&self) -> Result<Option<Vec<seldon_core::Record>>, StoreError> {
+        self.0.restore()
+    }
+    fn commit(&mut self, writes: &[Write]) -> Result<(), StoreError> {
+        match std::mem::take(&mut self.1) {
+            true => Err(StoreError::Failed("no space left".into())),
+            false => self.0.commit(writes),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_stored_is_stored_when_it_is_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::open(folder.path()).unwrap();
+    let scheduler = Scheduler::start(FullOnce(disk, true)).await;
+    let mut api = scheduler.api().await;
+    let refused = api.load_model(load("iris")).await.unwrap_err();
+    assert!(refused.message().contains("send it again"), "{refused}");
+    // Nothing is new about it, so the rules ask for no other write.
+    api.load_model(load("iris")).await.unwrap();
+    scheduler.end().await;
+    let kept = Disk::open(folder.path()).unwrap().restore().unwrap();
+    assert!(
+        matches!(kept.unwrap().as_slice(), [seldon_core::Record::Model { name, .. }] if &**name == "iris")
+    );
 }

@@ -251,9 +251,13 @@ fn put(name: &Arc<str>, version: &mut Version, index: u32, state: ReplicaState, 
     let at = world.add_replica(name, version, index);
     world.set_state(version, at, state, None);
     version.replicas[at].routed = true;
-    // It is there, whether there was room for it or not.
-    if let Some(server) = version.server.clone() {
-        let host = replica_of(world, &server, index);
+    recount_excess(version, index, world);
+}
+
+/// What is there is there, whether there was room for it or not.
+fn recount_excess(version: &Version, index: u32, world: &mut World) {
+    if let Some(server) = &version.server {
+        let host = replica_of(world, server, index);
         host.excess = host.booked.saturating_sub(host.capacity);
     }
 }
@@ -262,7 +266,11 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
     let event = report.event();
     let expected: fn(ReplicaState) -> bool = match event {
         Reported::Loaded => {
-            |state| is_loading(state) || matches!(state, Loaded | Available | LoadedUnavailable)
+            // One that was given up may be loaded after all.
+            |state| {
+                is_loading(state)
+                    || matches!(state, LoadFailed | Loaded | Available | LoadedUnavailable)
+            }
         }
         Reported::LoadFailed | Reported::LoadFailMemory => {
             |state| is_loading(state) || state == LoadFailed
@@ -296,6 +304,7 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
         Reported::Loaded if can_receive_traffic(actual) => return Ok(()),
         Reported::Loaded => {
             loaded(version, at, world);
+            recount_excess(version, report.replica_idx, world);
             learn_runtime(version, report.runtime_info.clone(), world);
         }
         // An agent that is about to go refuses loads; that says nothing about the model.

@@ -1,5 +1,12 @@
 //! Group commit: one transaction for all that has gathered while the last one was written.
-use std::{sync::Arc, sync::mpsc, thread};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use seldon_core::Record;
 
 use super::{Store, StoreError, Write};
 
@@ -7,8 +14,10 @@ use super::{Store, StoreError, Write};
 pub type Outcome = Result<(), Arc<StoreError>>;
 type Told = Box<dyn FnOnce(Outcome) + Send>;
 
-/// Most writes in one transaction, so that nobody waits for a very long one.
+/// Most writes taken into one transaction, so that nobody waits for a very long one.
 const LARGEST_GROUP: usize = 4096;
+/// Writes that failed are tried again after so long, if nothing else is written before.
+const RETRY: Duration = Duration::from_secs(5);
 
 struct Job {
     writes: Vec<Write>,
@@ -33,7 +42,7 @@ impl Committer {
         })
     }
 
-    /// Commits `writes` and all before them, then calls each of `told`.
+    /// Commits `writes` and all before them, those that failed included, then calls each of `told`.
     pub fn submit(&self, writes: Vec<Write>, told: Vec<Told>) {
         if writes.is_empty() && told.is_empty() {
             return;
@@ -62,23 +71,80 @@ impl Drop for Committer {
     }
 }
 
+/// What a write is about.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Model(Arc<str>),
+    Server(Arc<str>),
+}
+
+fn key(write: &Write) -> Key {
+    match write {
+        Write::Put(Record::Model { name, .. }) | Write::ForgetModel(name) => {
+            Key::Model(name.clone())
+        }
+        Write::Put(Record::Server { name, .. }) | Write::ForgetServer(name) => {
+            Key::Server(name.clone())
+        }
+    }
+}
+
+/// Writes that are not durable yet; of several about one thing, the last.
+#[derive(Default)]
+struct Owed(BTreeMap<Key, Write>);
+
+impl Owed {
+    /// Tries to commit all that is owed. What fails stays owed: the rules will not ask for it again.
+    fn commit(&mut self, store: &mut impl Store) -> Outcome {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let writes: Vec<Write> = self.0.values().cloned().collect();
+        let outcome = store.commit(&writes).map_err(Arc::new);
+        match &outcome {
+            Ok(()) => self.0.clear(),
+            Err(error) => {
+                tracing::error!(%error, writes = writes.len(), "desired state was not stored yet");
+            }
+        }
+        outcome
+    }
+}
+
 fn run(mut store: impl Store, queue: &mpsc::Receiver<Job>) {
-    while let Ok(mut group) = queue.recv() {
-        while group.writes.len() < LARGEST_GROUP
-            && let Ok(next) = queue.try_recv()
-        {
-            group.writes.extend(next.writes);
-            group.told.extend(next.told);
-        }
-        let outcome = match group.writes.as_slice() {
-            [] => Ok(()),
-            writes => store.commit(writes).map_err(Arc::new),
+    let mut owed = Owed::default();
+    loop {
+        let next = match owed.0.is_empty() {
+            true => queue.recv().map_err(mpsc::RecvTimeoutError::from),
+            false => queue.recv_timeout(RETRY),
         };
-        if let Err(error) = &outcome {
-            tracing::error!(%error, writes = group.writes.len(), "desired state was not stored");
+        let mut told = Vec::new();
+        match next {
+            Ok(job) => gather(job, queue, &mut owed, &mut told),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let _ = owed.commit(&mut store); // the last chance; it says so where it fails
+                return;
+            }
         }
-        for told in group.told {
+        let outcome = owed.commit(&mut store);
+        for told in told {
             told(outcome.clone());
         }
+    }
+}
+
+fn gather(job: Job, queue: &mpsc::Receiver<Job>, owed: &mut Owed, told: &mut Vec<Told>) {
+    let mut next = Some(job);
+    let mut taken = 0;
+    while let Some(job) = next {
+        taken += job.writes.len();
+        owed.0
+            .extend(job.writes.into_iter().map(|write| (key(&write), write)));
+        told.extend(job.told);
+        next = match taken < LARGEST_GROUP {
+            true => queue.try_recv().ok(),
+            false => None,
+        };
     }
 }
