@@ -48,7 +48,8 @@ pub struct Settings {
     /// only when it has its endpoints.
     pub order: Vec<&'static str>,
     pub tailor: Option<Arc<dyn Tailor>>,
-    /// A stream that has not answered for so long no longer holds up `Progress::serving`.
+    /// A stream that has not answered for so long no longer holds up `Progress::serving`. After thirty times as long, and
+    /// after a lease, it is closed: it would hold up `Progress::released` for ever.
     pub lag: Duration,
     /// How long an Envoy that left may go on with its last world and holds up `Progress::released`.
     pub lease: Duration,
@@ -64,6 +65,15 @@ pub struct Progress {
     /// Removals up to here are acknowledged by every stream, and no Envoy that left is within its lease with less.
     /// A new engine knows of no Envoy, so one of unknown state counts as away for the first lease.
     pub released: Generation,
+}
+
+/// Who is there to be served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audience {
+    /// An Envoy has subscribed.
+    pub subscribed: bool,
+    /// An Envoy came with versions of a former stream: it still serves that world.
+    pub returning: bool,
 }
 
 /// A resource that an Envoy refused.

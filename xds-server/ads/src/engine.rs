@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    Change, EnvoyStatus, Generation, Node, Progress, RejectionEvent, Settings,
+    Audience, Change, EnvoyStatus, Generation, Node, Progress, RejectionEvent, Settings,
     lease::{Departed, Departures},
     stream::Stream,
     wire::{Answer, Asked},
@@ -21,6 +21,8 @@ use crate::{
 
 /// Rejections that a slow reader may fall behind; `Engine::envoys` always has all of them.
 const EVENTS: usize = 1024;
+/// A stream that leaves a response unanswered for so many times the permitted lag, and for a lease, is closed.
+const PATIENCE: u32 = 30;
 
 /// Serves a world of resources to Envoys and tells what they have acknowledged.
 #[derive(Clone)]
@@ -47,6 +49,8 @@ struct State {
     closed: bool,
     /// Reasons that were told, by type and resource.
     told: BTreeMap<(String, String), String>,
+    /// How often refusals had changed on the streams then; none when it must be looked at again.
+    told_at: Option<u64>,
 }
 
 /// A stream with what wakes its task.
@@ -95,6 +99,7 @@ impl Engine {
             first_world: false,
             closed: false,
             told: BTreeMap::new(),
+            told_at: None,
         };
         Engine(Arc::new(Shared {
             settings,
@@ -140,6 +145,16 @@ impl Engine {
     /// Says, before [`Engine::open`], that there never was a world before this one, so that no Envoy can be away with it.
     pub fn first_world(&self) {
         self.0.lock().first_world = true;
+    }
+
+    /// Whether an Envoy has subscribed, and whether one came with a world of before.
+    pub fn audience(&self) -> Audience {
+        let state = self.0.lock();
+        let streams = || state.streams.values().map(|c| &c.stream);
+        Audience {
+            subscribed: streams().any(|stream| !stream.types().is_empty()),
+            returning: streams().any(|stream| stream.returning),
+        }
     }
 
     /// What all Envoys have reached; changes whenever that does.
@@ -246,12 +261,24 @@ impl Shared {
             turn.closed = true;
             return turn;
         };
+        // One that never answers would hold up every removal: gone, it has a lease, and that ends.
+        let patience = self.settings.lease.max(self.settings.lag * PATIENCE);
+        let silent = connected.stream.unanswered_since();
+        if silent.is_some_and(|at| now >= at + patience) {
+            tracing::warn!(
+                stream = id,
+                "an Envoy does not answer: its stream is closed"
+            );
+            turn.closed = true;
+            return turn;
+        }
         if opened.is_some() {
             turn.answers = connected.stream.poll(view, now);
         }
         let late = connected.stream.unanswered_since();
-        let late = late.map(|at| at + self.settings.lag);
-        turn.deadline = late.filter(|at| *at > now).map(|at| self.epoch + at);
+        let looks = [self.settings.lag, patience].map(|span| late.map(|at| at + span));
+        let next = looks.into_iter().flatten().filter(|at| *at > now).min();
+        turn.deadline = next.map(|at| self.epoch + at);
         self.refresh(&mut state);
         turn
     }
@@ -266,6 +293,7 @@ impl Shared {
         let mut status = connected.status(id, now);
         status.connected = false;
         // One that holds nothing can send nowhere.
+        state.told_at = None;
         let holds = status.types.iter().any(|t| t.sent > 0 || t.resources > 0);
         if holds {
             state.departures.push(Departed {
@@ -309,8 +337,12 @@ impl Shared {
             departures,
             ..
         } = state;
+        let before = departures.len();
         departures.expire(now, self.settings.lease);
         departures.match_returned(streams, world.generation);
+        if departures.len() != before {
+            state.told_at = None;
+        }
         self.tell_rejections(state, now);
         let Some(opened) = state.opened else { return };
         let latest = state.world.generation;
@@ -319,7 +351,10 @@ impl Shared {
             since.is_none_or(|at| now < at + self.settings.lag)
         };
         let streams = || state.streams.values();
-        let serving = streams().filter(keeps_up).map(|c| c.stream.added).min();
+        let added = |c: &Connected| c.stream.added;
+        let in_time = streams().filter(keeps_up).map(added).min();
+        // Where all lag, what the furthest has taken is taken, and no more.
+        let serving = in_time.or_else(|| streams().map(added).max());
         let released = streams().map(|c| c.stream.released).min();
         let away = state.departures.released();
         let may_be_away = !state.first_world && now < opened + self.settings.lease;
@@ -334,6 +369,12 @@ impl Shared {
     }
 
     fn tell_rejections(&self, state: &mut State, now: Duration) {
+        let streams = state.streams.values();
+        let changes = Some(streams.map(|c| c.stream.refusal_changes()).sum());
+        if state.told_at == changes {
+            return;
+        }
+        state.told_at = changes;
         let mut refused = BTreeMap::new();
         for connected in state.streams.values() {
             let rejections = connected.stream.rejections(now).into_iter();

@@ -15,6 +15,10 @@ pub(crate) struct Departed {
 pub(crate) struct Departures(Vec<Departed>);
 
 impl Departures {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(crate) fn push(&mut self, departed: Departed) {
         self.0.push(departed);
     }

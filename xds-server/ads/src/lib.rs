@@ -13,8 +13,8 @@ mod wire;
 mod world;
 
 pub use api::{
-    Change, EnvoyStatus, Generation, Node, Progress, Rejection, RejectionEvent, Settings, Tailor,
-    TypeStatus,
+    Audience, Change, EnvoyStatus, Generation, Node, Progress, Rejection, RejectionEvent, Settings,
+    Tailor, TypeStatus,
 };
 pub use engine::Engine;
 pub use service::Discovery;

@@ -737,3 +737,35 @@ async fn without_envoys_every_generation_is_reached_at_once() {
     let reached = *server.engine.progress().borrow();
     assert_eq!((reached.serving, reached.released), (5, 5));
 }
+
+clause!(envoys_that_all_lag_have_taken_only_what_they_took, all_lag);
+async fn all_lag(delta: bool) {
+    let lag = Duration::from_millis(20);
+    let server = server(Settings { lag, ..settings() }).await;
+    server.engine.apply(1, vec![put(CDS, "a", "1")]);
+    let mut slow = Envoy::connect(&server, delta).await;
+    slow.subscribe(CDS, &[]);
+    slow.take(CDS).await;
+    progress(&server.engine, |p| p.serving == 1).await;
+    server.engine.apply(2, vec![put(CDS, "a", "2")]);
+    let unanswered = slow.next().await;
+    tokio::time::sleep(lag * 3).await; // it lags now
+    server.engine.apply(3, vec![put(CDS, "a", "3")]);
+    assert_eq!(server.engine.progress().borrow().serving, 1);
+    slow.ack(&unanswered);
+    slow.take(CDS).await;
+    progress(&server.engine, |p| p.serving == 3).await;
+}
+
+clause!(an_envoy_that_never_answers_is_cut_off, silent);
+async fn silent(delta: bool) {
+    let lag = Duration::from_millis(10);
+    let server = server(Settings { lag, ..settings() }).await;
+    server.engine.apply(1, vec![put(CDS, "a", "1")]);
+    let mut silent = Envoy::connect(&server, delta).await;
+    silent.subscribe(CDS, &[]);
+    silent.next().await;
+    // Its lease is nothing here: what it held up goes on.
+    progress(&server.engine, |p| p.released == 1).await;
+    assert!(silent.try_next().await.is_err());
+}

@@ -63,10 +63,41 @@ pub(crate) struct Channel {
     /// Parts of refused responses, the next one last.
     pub(crate) retries: Vec<Vec<Item>>,
     pub(crate) outstanding: Option<Outstanding>,
-    pub(crate) refused: BTreeMap<Arc<str>, Refused>,
+    pub(crate) refused: Refusals,
     pub(crate) last_nonce: u64,
     pub(crate) sent: u64,
     pub(crate) acknowledged: u64,
+}
+
+/// What the client refuses, and how often that changed.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    by_name: BTreeMap<Arc<str>, Refused>,
+    pub(crate) changes: u64,
+}
+
+impl Refusals {
+    pub(crate) fn get(&self, name: &str) -> Option<&Refused> {
+        self.by_name.get(name)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Refused)> {
+        self.by_name.iter()
+    }
+
+    pub(crate) fn insert(&mut self, name: Arc<str>, refused: Refused) {
+        self.by_name.insert(name, refused);
+        self.changes += 1;
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.changes += u64::from(self.by_name.remove(name).is_some());
+    }
+
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Arc<str>) -> bool) {
+        self.by_name.retain(|name, _| keep(name));
+        self.changes += 1;
+    }
 }
 
 impl Channel {
@@ -117,7 +148,9 @@ impl Channel {
 
     /// The client goes on with a former version of something it refused.
     pub(crate) fn outlived(&self) -> bool {
-        self.refused.keys().any(|name| self.held.contains_key(name))
+        self.refused
+            .iter()
+            .any(|(name, _)| self.held.contains_key(name))
     }
 
     /// Something of the batch waits or has no answer yet.

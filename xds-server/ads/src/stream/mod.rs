@@ -143,6 +143,11 @@ impl Stream {
         subscribed.map(status).collect()
     }
 
+    /// Grows whenever a rejection begins, changes or ends.
+    pub(crate) fn refusal_changes(&self) -> u64 {
+        self.channels.iter().map(|c| c.refused.changes).sum()
+    }
+
     pub(crate) fn rejections(&self, now: Duration) -> Vec<Rejection> {
         let mut all = Vec::new();
         for (url, channel) in self.urls.iter().zip(&self.channels) {

@@ -134,7 +134,7 @@ impl Stream {
         };
         channel.held.retain(|name, _| subscription.wants(name));
         channel.dirty.retain(|name, _| subscription.wants(name));
-        channel.refused.retain(|name, _| subscription.wants(name));
+        channel.refused.retain(|name| subscription.wants(name));
         self.stop_awaiting(kind);
     }
 
