@@ -15,6 +15,8 @@ pub enum Record {
         version: u32,
         spec: Arc<Model>,
         deleted: bool,
+        /// The number with which its present life began: what an agent has of an older one is of a life before.
+        born: u32,
     },
     /// A server's wish for replicas.
     Server {
@@ -48,8 +50,8 @@ pub enum Effect {
     ModelChanged(Arc<str>),
     /// The status of a server changed: tell subscribers.
     ServerChanged(Arc<str>),
-    /// A drain is complete: nothing is routed to the replica any more.
-    Drained { token: u64 },
+    /// A drain has ended; `complete` when nothing is routed to the replica any more.
+    Drained { token: u64, complete: bool },
 }
 
 /// Why a request was not accepted; the text names the object and the way out.

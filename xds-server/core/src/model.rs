@@ -64,6 +64,8 @@ pub(crate) struct Shown {
 pub(crate) struct Entry {
     pub(crate) name: Arc<str>,
     pub(crate) deleted: bool,
+    /// The number with which its present life began; versions of an older number are of a life before.
+    pub(crate) born: u32,
     /// Desired state came from a client or the store, so agents cannot overrule it.
     pub(crate) authoritative: bool,
     /// By number; the latest is the last that is not stray.
@@ -169,6 +171,7 @@ impl Entry {
         Entry {
             name,
             deleted: false,
+            born: 0,
             authoritative,
             versions: vec![version],
             splits: Vec::new(),

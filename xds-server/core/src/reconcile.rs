@@ -277,6 +277,7 @@ pub(crate) fn record(entry: &Entry) -> Record {
         version: latest.number,
         spec: latest.spec.clone(),
         deleted: entry.deleted,
+        born: entry.born,
     }
 }
 
@@ -288,6 +289,10 @@ fn unload_released(entry: &mut Entry, world: &mut World) {
         unconfirmed,
         ..
     } = entry;
+    if entry.rejected.is_some() && !entry.deleted {
+        // An Envoy that refused the route goes on with the one before.
+        return;
+    }
     for version in versions {
         for at in (0..version.replicas.len()).rev() {
             let replica = &version.replicas[at];

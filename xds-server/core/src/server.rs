@@ -15,6 +15,8 @@ use crate::{Config, Endpoint, Generation, StreamId, schedule::Sets};
 /// A drain that its agent asked for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Drain {
+    /// A model may still be asked for there, because it cannot be served elsewhere.
+    pub(crate) stuck: BTreeSet<Arc<str>>,
     /// Whom to answer; empty once answered.
     pub(crate) tokens: Vec<u64>,
     /// Models that may still be asked for there.
@@ -109,13 +111,7 @@ impl ServerReplica {
     /// Takes over what an agent says of itself; whether its endpoint changed.
     pub(crate) fn describe(&mut self, subscription: &AgentSubscribeRequest) -> bool {
         let config = subscription.replica_config.clone().unwrap_or_default();
-        let port = |number: i32| u16::try_from(number).unwrap_or(0);
-        let endpoint = Endpoint {
-            replica: subscription.replica_idx,
-            host: config.inference_svc,
-            http_port: port(config.inference_http_port),
-            grpc_port: port(config.inference_grpc_port),
-        };
+        let endpoint = endpoint(subscription);
         self.total_memory = config.memory_bytes;
         self.over_commit = config.over_commit_percentage;
         self.capabilities = config
@@ -187,6 +183,18 @@ impl Server {
             }
         }
         changed
+    }
+}
+
+/// Where an agent says that it listens.
+pub(crate) fn endpoint(subscription: &AgentSubscribeRequest) -> Endpoint {
+    let config = subscription.replica_config.clone().unwrap_or_default();
+    let port = |number: i32| u16::try_from(number).unwrap_or(0);
+    Endpoint {
+        replica: subscription.replica_idx,
+        host: config.inference_svc,
+        http_port: port(config.inference_http_port),
+        grpc_port: port(config.inference_grpc_port),
     }
 }
 

@@ -110,14 +110,14 @@ fn a_drain_is_answered_when_models_have_moved() {
     assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
     assert!(sim.drained.is_empty());
     sim.settle();
-    assert_eq!(sim.drained, [5]);
+    assert!(sim.drained == [5] && sim.complete);
     // Nowhere to go: answered at once, and still routed.
     sim.step(Event::DrainRequested {
         agent: agent("mlserver", 1),
         token: 6,
     })
     .unwrap();
-    assert_eq!(sim.drained, [5, 6]);
+    assert!(sim.drained == [5, 6] && !sim.complete);
     assert_eq!(sim.route("iris"), ["1@mlserver[1]*1"]);
     assert!(
         sim.step(Event::DrainRequested {
@@ -352,5 +352,82 @@ fn a_load_that_was_given_up_may_succeed_after_all() {
     sim.work(&agent("mlserver", 0), true);
     assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
     sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+}
+
+#[test]
+fn an_agent_that_was_away_does_not_bring_a_former_life_back() {
+    let mut sim = with_server(2, 1000);
+    let mut first = model("iris", 1);
+    sim::spec(&mut first).uri = "gs://models/former".into();
+    sim.load(first);
+    sim.settle();
+    sim.disconnect(&agent("mlserver", 0));
+    sim.unload("iris");
+    sim.advance(Duration::from_secs(100));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelTerminated);
+    sim.load(model("iris", 1));
+    sim.restart();
+    sim.connect(&agent("mlserver", 0));
+    sim.connect(&agent("mlserver", 1));
+    assert!(sim.route("iris").is_empty(), "{:?}", sim.route("iris"));
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+    let held: Vec<_> = sim
+        .agents
+        .values()
+        .flat_map(|a| a.models.values())
+        .collect();
+    assert_eq!(held, [&model("iris", 1)]);
+}
+
+#[test]
+fn two_agents_do_not_pass_for_one_replica() {
+    let mut sim = with_server(1, 1000);
+    let mut other = seldon_proto::agent::AgentSubscribeRequest {
+        server_name: "mlserver".into(),
+        replica_config: Some(seldon_proto::agent::ReplicaConfig {
+            inference_svc: "elsewhere".into(),
+            inference_http_port: 1,
+            inference_grpc_port: 1,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let connect = |other: &seldon_proto::agent::AgentSubscribeRequest| Event::AgentConnected {
+        stream: 77,
+        subscription: Box::new(other.clone()),
+    };
+    let refused = sim.step(connect(&other));
+    assert!(matches!(refused, Err(Refusal::Precondition(text)) if text.contains("mlserver-0")));
+    sim.disconnect(&agent("mlserver", 0));
+    sim.step(connect(&other)).unwrap();
+    other.server_name = "No_Name".into();
+    assert!(matches!(
+        sim.step(connect(&other)),
+        Err(Refusal::Invalid(_))
+    ));
+}
+
+#[test]
+fn what_an_envoy_still_uses_after_it_refused_a_route_is_not_unloaded() {
+    let mut sim = with_server(1, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    let mut second = model("iris", 1);
+    sim::spec(&mut second).uri = "gs://models/two".into();
+    sim.load(second);
+    sim.work(&agent("mlserver", 0), true);
+    let refuse = |reason: Option<&str>| Event::RouteRejected {
+        model: "iris".into(),
+        reason: reason.map(Into::into),
+    };
+    sim.step(refuse(Some("bad cluster"))).unwrap();
+    sim.settle();
+    assert_eq!(sim.agents[&agent("mlserver", 0)].models.len(), 2);
+    sim.step(refuse(None)).unwrap();
+    sim.settle();
+    assert_eq!(sim.agents[&agent("mlserver", 0)].models.len(), 1);
     assert_eq!(sim.state_of("iris"), ModelAvailable);
 }

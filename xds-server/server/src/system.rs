@@ -10,7 +10,10 @@ use seldon_grpc::{
     introspect::introspect_server::IntrospectServer, scheduler::scheduler_server::SchedulerServer,
 };
 use seldon_tls::{Incoming, ServerTls};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinHandle, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status,
@@ -91,7 +94,7 @@ pub async fn run<S: Store>(
     let committer = Committer::new(options.store).context("starting the store's thread")?;
     let world = World::new(options.listener.tls.clone());
     let (writer, handle) = Writer::new(state, clock, world, engine.clone(), committer);
-    let writer = tokio::spawn(writer.run(restored, stop.clone()));
+    let mut writer = tokio::spawn(writer.run(restored, stop.clone()));
 
     let mut tasks = JoinSet::new();
     if let Some(certificates) = options.envoy_certificates {
@@ -116,19 +119,28 @@ pub async fn run<S: Store>(
         options.control_plane_tls,
         options.discovery_tls,
     )?;
-    wait(tasks, &engine, &stop).await?;
-    writer.await.context("the writer failed")
+    let mut written = None;
+    let served = wait(tasks, &mut writer, &mut written, &engine, &stop).await;
+    let written = match written {
+        Some(ended) => ended,
+        None => writer.await,
+    };
+    written.context("the writer failed")?;
+    served
 }
 
-/// The first task that fails stops all; a stop gives connections a moment to end.
+/// The first task that fails stops all, and so does the end of the writer; a stop gives connections a moment to end.
 async fn wait(
     mut tasks: JoinSet<anyhow::Result<()>>,
+    writer: &mut JoinHandle<()>,
+    written: &mut Option<Result<(), JoinError>>,
     engine: &Engine,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut first_failure = Ok(());
     tokio::select! {
         () = stop.cancelled() => {}
+        ended = writer => *written = Some(ended),
         Some(ended) = tasks.join_next() => {
             first_failure = ended.map_err(anyhow::Error::from).and_then(|result| result);
         }

@@ -314,6 +314,12 @@ async fn what_is_unknown_or_not_built_is_said_so() {
     let triggers = tokio_stream::iter([ModelScalingTriggerMessage::default()]);
     let refused = agents.model_scaling_trigger(triggers).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
+    let mut portless = subscription(0, vec![]);
+    if let Some(config) = &mut portless.replica_config {
+        config.inference_http_port = 70_000;
+    }
+    let refused = agents.subscribe(portless).await.unwrap_err();
+    assert!(refused.message().contains("70000"), "{refused}");
     let nobody = AgentSubscribeRequest::default();
     let refused = agents.subscribe(nobody).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);

@@ -25,6 +25,7 @@ fn model(name: &str) -> Record {
             ..Default::default()
         }),
         deleted: false,
+        born: 2,
     }
 }
 

@@ -9,21 +9,26 @@ use seldon_proto::{
 use super::servers::{refresh_surplus, shared_name};
 use crate::{
     Effect, Refusal, State, StreamId,
-    model::{Entry, Version, required_memory, same_artefact},
+    model::{Entry, Version, is_name, required_memory, same_artefact},
     reconcile::{fail_load, fail_unload, record},
     replica_state::{
         ReplicaState::{self, *},
         can_receive_traffic, is_loading,
     },
-    server::ServerReplica,
+    server::{ServerReplica, endpoint},
     world::World,
 };
 
 /// What an agent says it has loaded, by name and version.
 type Inventory = BTreeMap<(String, u32), Model>;
 
-pub(crate) fn connected(state: &mut State, stream: StreamId, subscription: AgentSubscribeRequest) {
+pub(crate) fn connected(
+    state: &mut State,
+    stream: StreamId,
+    subscription: AgentSubscribeRequest,
+) -> Result<(), Refusal> {
     let world = &mut state.world;
+    check_subscription(world, &subscription)?;
     let name = shared_name(world, &subscription.server_name);
     let index = subscription.replica_idx;
     let server = world.servers.entry(name.clone()).or_default();
@@ -36,12 +41,12 @@ pub(crate) fn connected(state: &mut State, stream: StreamId, subscription: Agent
     (replica.stream, replica.lost_at) = (Some(stream), None);
     if let Some(drain) = replica.drain.take() {
         world.draining -= usize::from(!drain.tokens.is_empty());
-        world.effects.extend(
-            drain
-                .tokens
-                .into_iter()
-                .map(|token| Effect::Drained { token }),
-        );
+        world
+            .effects
+            .extend(drain.tokens.into_iter().map(|token| Effect::Drained {
+                token,
+                complete: false,
+            }));
     }
     let inventory: Inventory = subscription
         .loaded_models
@@ -72,6 +77,28 @@ pub(crate) fn connected(state: &mut State, stream: StreamId, subscription: Agent
     world.epoch += 1;
     world.changed_servers.insert(name);
     world.retry_unplaced();
+    Ok(())
+}
+
+/// Two agents must not pass for one replica.
+fn check_subscription(world: &World, subscription: &AgentSubscribeRequest) -> Result<(), Refusal> {
+    let (server, index) = (&subscription.server_name, subscription.replica_idx);
+    if !is_name(server) {
+        return Err(Refusal::Invalid(format!(
+            "server {server:?} has no valid name: use lower-case letters, digits and inner hyphens, 253 at most"
+        )));
+    }
+    let known = world.servers.get(server.as_str());
+    let there = known.and_then(|server| server.replicas.get(&index));
+    match there {
+        Some(replica) if replica.stream.is_some() && replica.endpoint != endpoint(subscription) => {
+            Err(Refusal::Precondition(format!(
+                "replica {index} of server {server} is connected already, from {}: give each agent another index",
+                replica.endpoint.host
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn replica_of<'a>(world: &'a mut World, server: &Arc<str>, index: u32) -> &'a mut ServerReplica {
@@ -208,6 +235,7 @@ fn adopt(state: &mut State, server: &Arc<str>, index: u32, name: &str, number: u
     let taken = entry.find(number, server, index).is_some();
     if entry.deleted
         || taken
+        || number < entry.born
         || (number == newest && !fits)
         || (number > newest && entry.authoritative)
     {

@@ -23,7 +23,7 @@ pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
         Event::AgentConnected {
             stream,
             subscription,
-        } => agents::connected(state, stream, *subscription),
+        } => return agents::connected(state, stream, *subscription),
         Event::AgentDisconnected { agent, stream } | Event::SendFailed { agent, stream, .. } => {
             servers::disconnected(state, &agent, stream);
         }

@@ -21,10 +21,11 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
                 version,
                 spec,
                 deleted,
+                born,
             } => {
                 let mut entry = Entry::new(name.clone(), Version::new(version, spec), true);
                 // An agent that does not come back for now may have it.
-                (entry.deleted, entry.unconfirmed) = (deleted, true);
+                (entry.deleted, entry.unconfirmed, entry.born) = (deleted, true, born);
                 state.models.insert(name.clone(), entry);
                 state.world.dirty.insert(name);
             }
@@ -144,7 +145,7 @@ fn revive(entry: &mut Entry, model: Model) {
     entry.versions.push(Version::new(number, Arc::new(model)));
     // What an Envoy refuses it refuses until it says otherwise: `rejected` stays.
     (entry.deleted, entry.gone_at, entry.unplaced) = (false, None, None);
-    (entry.authoritative, entry.changed) = (true, true);
+    (entry.authoritative, entry.changed, entry.born) = (true, true, number);
 }
 
 /// Takes over what differs: a new artefact is a new version, all else changes in place. Whether anything did.

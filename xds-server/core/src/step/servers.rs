@@ -82,9 +82,7 @@ pub(crate) fn disconnected(state: &mut State, agent: &AgentKey, stream: StreamId
         let tokens = std::mem::take(&mut drain.tokens);
         drain.pending.clear();
         world.draining -= usize::from(!tokens.is_empty());
-        world
-            .effects
-            .extend(tokens.into_iter().map(|token| Effect::Drained { token }));
+        world.effects.extend(ended(tokens, false));
     }
     world.dirty.extend(replica.models.keys().cloned());
     server.refresh_capabilities();
@@ -113,9 +111,7 @@ pub(crate) fn replica_due(state: &mut State, agent: &AgentKey) {
     {
         let tokens = std::mem::take(&mut drain.tokens);
         world.draining -= usize::from(!tokens.is_empty());
-        world
-            .effects
-            .extend(tokens.into_iter().map(|token| Effect::Drained { token }));
+        world.effects.extend(ended(tokens, false));
     }
     world.changed_servers.insert(agent.server.clone());
 }
@@ -135,10 +131,11 @@ pub(crate) fn drain(state: &mut State, agent: &AgentKey, token: u64) -> Result<(
     let deadline = world.now.monotonic + world.config.drain_timeout;
     let drain = replica.drain.get_or_insert_with(Drain::default);
     if replica.models.is_empty() {
-        world.effects.push(Effect::Drained { token });
+        world.effects.extend(ended(vec![token], true));
     } else {
         world.draining += usize::from(drain.tokens.is_empty());
         drain.tokens.push(token);
+        drain.stuck.clear();
         drain.pending = replica.models.keys().cloned().collect();
         drain.deadline = deadline;
         world
@@ -148,6 +145,12 @@ pub(crate) fn drain(state: &mut State, agent: &AgentKey, token: u64) -> Result<(
     world.dirty.extend(replica.models.keys().cloned());
     world.changed_servers.insert(agent.server.clone());
     Ok(())
+}
+
+fn ended(tokens: Vec<u64>, complete: bool) -> impl Iterator<Item = Effect> {
+    tokens
+        .into_iter()
+        .map(move |token| Effect::Drained { token, complete })
 }
 
 /// Answers drains that no longer wait for this model, nor for any other.
@@ -187,14 +190,18 @@ pub(crate) fn advance_drains(entry: &Entry, world: &mut World) {
             continue;
         };
         drain.pending.remove(&entry.name);
+        let routed = entry.splits.iter().any(|split| {
+            let set = &split.replicas;
+            set.server == agent.server && set.replicas.contains(&agent.replica)
+        });
+        if routed {
+            drain.stuck.insert(entry.name.clone());
+        }
         if drain.pending.is_empty() && !drain.tokens.is_empty() {
+            let tokens = std::mem::take(&mut drain.tokens);
+            let complete = drain.stuck.is_empty();
             world.draining -= 1;
-            world.effects.extend(
-                drain
-                    .tokens
-                    .drain(..)
-                    .map(|token| Effect::Drained { token }),
-            );
+            world.effects.extend(ended(tokens, complete));
         }
     }
 }

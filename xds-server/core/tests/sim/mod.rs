@@ -1,7 +1,7 @@
 //! A world to put the rules into: agents, an Envoy that lags, a store. Everything is a plain value.
 #![allow(dead_code)]
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -62,6 +62,10 @@ pub struct Sim {
     /// What the Envoy routes by.
     pub envoy: BTreeMap<Arc<str>, Route>,
     pub drained: Vec<u64>,
+    /// Whether the last drain left nothing routed.
+    pub complete: bool,
+    /// The Envoy keeps the route it has of these.
+    pub rejected: BTreeSet<String>,
     pub effects: Vec<Effect>,
     pub streams: StreamId,
     /// Check all invariants after each step; costs time that grows with the world.
@@ -88,6 +92,8 @@ impl Sim {
             servers_stored: BTreeMap::new(),
             envoy: BTreeMap::new(),
             drained: Vec::new(),
+            complete: false,
+            rejected: BTreeSet::new(),
             effects: Vec::new(),
             streams: 0,
             strict: true,
@@ -121,6 +127,9 @@ impl Sim {
         } else {
             String::new()
         };
+        if let Event::RouteRejected { model, reason } = &event {
+            self.refuse(model, reason.is_some());
+        }
         let before = self.state.generation();
         let outcome = self.state.step(
             event,
@@ -158,7 +167,10 @@ impl Sim {
                     }
                 }
                 Effect::RouteChanged(_) | Effect::EndpointsChanged(_) => grown += 1,
-                Effect::Drained { token } => self.drained.push(*token),
+                Effect::Drained { token, complete } => {
+                    self.drained.push(*token);
+                    self.complete = *complete;
+                }
                 Effect::ModelChanged(_) | Effect::ServerChanged(_) => {}
             }
             if self.strict {
@@ -322,15 +334,36 @@ impl Sim {
         })));
     }
 
+    /// The Envoy keeps the route it has from now on, or takes the newest after all.
+    fn refuse(&mut self, model: &str, refused: bool) {
+        if refused {
+            self.rejected.insert(model.to_owned());
+        } else if self.rejected.remove(model) {
+            match self
+                .state
+                .route(model)
+                .filter(|_| self.state.synchronised())
+            {
+                Some(route) => drop(self.envoy.insert(route.model.clone(), route)),
+                None => drop(self.envoy.remove(model)),
+            }
+        }
+    }
+
     /// The Envoy takes the newest world.
     pub fn acknowledge(&mut self) {
         let generation = self.state.generation();
         if self.state.synchronised() {
-            self.envoy = self
-                .state
-                .routes()
-                .map(|route| (route.model.clone(), route))
-                .collect();
+            let kept = std::mem::take(&mut self.envoy);
+            for route in self.state.routes() {
+                let former = kept.get(&route.model).cloned();
+                let taken = match self.rejected.contains(&*route.model) {
+                    true => former,
+                    false => Some(route),
+                };
+                self.envoy
+                    .extend(taken.map(|route| (route.model.clone(), route)));
+            }
             self.step(Event::RoutesAcknowledged {
                 serving: generation,
                 released: generation,

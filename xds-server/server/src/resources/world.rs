@@ -233,6 +233,21 @@ impl World {
         }
     }
 
+    /// The models that are served by a cluster.
+    pub fn models_of_cluster(&self, cluster: &str) -> BTreeSet<Arc<str>> {
+        let sets = self.used.values();
+        let named = sets.filter(|used| used.clusters().iter().any(|(name, _)| name == cluster));
+        named.flat_map(|used| used.models.iter().cloned()).collect()
+    }
+
+    /// The clusters that serve a model.
+    pub fn clusters_of_model(&self, model: &str) -> Vec<String> {
+        let sets = self.routes.get(model).into_iter().flatten();
+        let used = sets.filter_map(|set| self.used.get(set));
+        used.flat_map(|used| used.clusters().into_iter().map(|(name, _)| name))
+            .collect()
+    }
+
     /// Any replica set will do: the first.
     fn refresh_server_scope(&mut self, changes: &mut Vec<Change>) {
         let chosen = self.used.first_key_value();

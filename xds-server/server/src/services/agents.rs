@@ -75,6 +75,7 @@ impl AgentService for Agents {
         {
             config.inference_svc = peer.ip().to_string();
         }
+        check_endpoint(&agent, subscription.replica_config.as_ref())?;
         tracing::info!(
             server = subscription.server_name,
             replica = subscription.replica_idx,
@@ -121,8 +122,8 @@ impl AgentService for Agents {
         let request = request.into_inner();
         let agent = key(&request.server_name, request.replica_idx)?;
         tracing::info!(server = %agent.server, replica = agent.replica, "agent asks to drain");
-        self.writer.drain(agent).await?;
-        Ok(Response::new(AgentDrainResponse { success: true }))
+        let success = self.writer.drain(agent).await?;
+        Ok(Response::new(AgentDrainResponse { success }))
     }
 
     /// Documented to be refused after the stream was read.
@@ -139,6 +140,26 @@ impl AgentService for Agents {
         }
         Err(not_built("scaling triggers of agents"))
     }
+}
+
+/// An address that cannot be would be refused by every Envoy, with the models behind it.
+fn check_endpoint(agent: &AgentKey, config: Option<&ReplicaConfig>) -> Result<(), Status> {
+    let AgentKey { server, replica } = agent;
+    let refused = |what: String| {
+        Status::invalid_argument(format!("replica {replica} of server {server} {what}"))
+    };
+    let config = config.ok_or_else(|| refused("tells no address for inference".into()))?;
+    if config.inference_svc.is_empty() {
+        return Err(refused("names no host for inference".into()));
+    }
+    for port in [config.inference_http_port, config.inference_grpc_port] {
+        if !(1..=i32::from(u16::MAX)).contains(&port) {
+            return Err(refused(format!(
+                "names port {port} for inference: use 1 to 65535"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn key(server: &str, replica: u32) -> Result<AgentKey, Status> {

@@ -15,6 +15,8 @@ struct ModelRecord {
     spec: Option<Model>,
     #[prost(bool, tag = "3")]
     deleted: bool,
+    #[prost(uint32, tag = "4")]
+    born: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -40,8 +42,10 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
             version,
             spec,
             deleted,
+            born,
         } => {
             let value = ModelRecord {
+                born: *born,
                 version: *version,
                 spec: Some(Model::clone(spec)),
                 deleted: *deleted,
@@ -71,6 +75,7 @@ pub(super) fn model(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
         version: value.version,
         spec: Arc::new(value.spec.unwrap_or_default()),
         deleted: value.deleted,
+        born: value.born,
     })
 }
 

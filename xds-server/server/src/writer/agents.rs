@@ -15,12 +15,15 @@ pub(super) struct Agents {
 }
 
 impl Agents {
-    /// A second stream of a replica ends the first.
-    pub(super) fn connect(&mut self, agent: AgentKey, stream: StreamId, messages: Messages) {
+    pub(super) fn connect(&mut self, stream: StreamId, messages: Messages) {
+        self.streams.insert(stream, messages);
+    }
+
+    /// The rules have taken the stream in: a second stream of a replica ends the first.
+    pub(super) fn take_over(&mut self, agent: AgentKey, stream: StreamId) {
         if let Some(former) = self.newest.insert(agent, stream) {
             self.streams.remove(&former);
         }
-        self.streams.insert(stream, messages);
     }
 
     pub(super) fn disconnect(&mut self, stream: StreamId) {

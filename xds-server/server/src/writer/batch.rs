@@ -1,8 +1,14 @@
 //! What a batch of events asks for.
+use std::sync::Arc;
+
+use seldon_ads::Change;
 use seldon_core::{Effect, Event, Refusal};
 
 use super::{Failure, Names, Reply, agents::Agents};
-use crate::store::{Outcome, Write};
+use crate::{
+    resources::Tls,
+    store::{Outcome, Write},
+};
 
 type Told = Box<dyn FnOnce(Outcome) + Send>;
 
@@ -15,7 +21,10 @@ pub(super) struct Batch {
     pub(super) endpoints: Names,
     pub(super) models: Names,
     pub(super) servers: Names,
-    pub(super) drained: Vec<u64>,
+    /// Drains that ended, and whether nothing is routed there any more.
+    pub(super) drained: Vec<(u64, bool)>,
+    /// Other certificates, and the listener that holds them.
+    pub(super) renewed: Option<(Arc<Tls>, Change)>,
 }
 
 impl Batch {
@@ -36,7 +45,7 @@ impl Batch {
                 Effect::EndpointsChanged(server) => drop(self.endpoints.insert(server)),
                 Effect::ModelChanged(model) => drop(self.models.insert(model)),
                 Effect::ServerChanged(server) => drop(self.servers.insert(server)),
-                Effect::Drained { token } => self.drained.push(token),
+                Effect::Drained { token, complete } => self.drained.push((token, complete)),
             }
         }
         failed

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::resources::Tls;
 
-use super::{Command, Kind, Reply, Subscription};
+use super::{Command, Kind, Subscription};
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -95,8 +95,8 @@ impl Handle {
         let _ = self.commands.send(Command::Happened(event)); // fails only while stopping
     }
 
-    /// Answered once nothing is routed to the replica any more.
-    pub async fn drain(&self, agent: AgentKey) -> Result<(), Failure> {
+    /// Answered once the drain has ended; whether nothing is routed to the replica any more.
+    pub async fn drain(&self, agent: AgentKey) -> Result<bool, Failure> {
         self.ask(|reply| Command::Drain { agent, reply }).await
     }
 
@@ -134,7 +134,10 @@ impl Handle {
         whole.map(drop).map_err(|_| Failure::Stopping)
     }
 
-    async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Failure> {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command,
+    ) -> Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
         self.commands
             .send(command(reply))

@@ -5,13 +5,10 @@
 mod agents;
 mod batch;
 mod handle;
+mod refusals;
 mod subscribers;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use seldon_ads::{Change, Engine, Progress, RejectionEvent};
 use seldon_core::{AgentKey, Event, Now, Refusal, State, StreamId};
@@ -24,10 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
-    resources::{
-        Tls, World,
-        names::{model_of_scope, types},
-    },
+    resources::{Tls, World},
     store::Committer,
 };
 
@@ -36,6 +30,7 @@ pub use subscribers::{Kind, Subscription};
 
 use agents::Agents;
 use batch::Batch;
+use refusals::Refusals;
 use subscribers::Subscribers;
 
 /// A request's answer; `Ok` once what it changed is durable.
@@ -59,7 +54,7 @@ enum Command {
     },
     Drain {
         agent: AgentKey,
-        reply: oneshot::Sender<Result<(), Failure>>,
+        reply: oneshot::Sender<Result<bool, Failure>>,
     },
     Read(Query),
     /// Other certificates, and the listener that holds them.
@@ -80,11 +75,10 @@ pub struct Writer {
     queue: mpsc::UnboundedReceiver<Command>,
     agents: Agents,
     subscribers: Subscribers,
-    drains: HashMap<u64, oneshot::Sender<Result<(), Failure>>>,
+    drains: HashMap<u64, oneshot::Sender<Result<bool, Failure>>>,
     next_drain: u64,
     synchronised: watch::Sender<bool>,
-    /// Refused scopes of each model, with the reasons.
-    rejected: HashMap<String, BTreeMap<String, String>>,
+    refusals: Refusals,
 }
 
 impl Writer {
@@ -110,7 +104,7 @@ impl Writer {
             drains: HashMap::new(),
             next_drain: 0,
             synchronised,
-            rejected: HashMap::new(),
+            refusals: Refusals::default(),
         };
         (writer, Handle::new(commands, watched))
     }
@@ -132,25 +126,29 @@ impl Writer {
         loop {
             let deadline = self.deadline();
             let mut batch = Batch::default();
+            // Rejections before progress: what an Envoy refused is not to be taken for what it left behind.
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
-                command = self.queue.recv() => {
-                    let Some(command) = command else { break };
-                    self.take(command, &mut batch);
-                    self.drain_queue(&mut batch);
-                }
+                rejection = rejections.recv() => match rejection {
+                    Ok(rejection) => self.rejected(rejection, &mut batch),
+                    Err(RecvError::Lagged(lost)) => {
+                        tracing::warn!(lost, "rejections by Envoys were missed: all are looked at again");
+                        rejections = rejections.resubscribe();
+                        self.look_at_all_rejections(&mut batch);
+                    }
+                    Err(RecvError::Closed) => break,
+                },
                 changed = progress.changed() => {
                     if changed.is_err() { break }
                     let reached = *progress.borrow_and_update();
                     self.acknowledged(reached, &mut batch);
                 }
-                rejection = rejections.recv() => match rejection {
-                    Ok(rejection) => self.rejected(rejection, &mut batch),
-                    Err(RecvError::Lagged(lost)) => {
-                        tracing::warn!(lost, "rejections by Envoys were missed: see XdsStatus for all of them");
-                    }
-                    Err(RecvError::Closed) => break,
-                },
+                command = self.queue.recv() => {
+                    let Some(command) = command else { break };
+                    self.take(command, &mut batch);
+                    self.drain_queue(&mut batch);
+                }
                 () = tokio::time::sleep_until(deadline) => drop(self.step(Event::Tick, &mut batch)),
             }
             self.finish(batch);
@@ -195,14 +193,15 @@ impl Writer {
                     server: subscription.server_name.as_str().into(),
                     replica: subscription.replica_idx,
                 };
-                self.agents.connect(agent, stream, messages);
+                self.agents.connect(stream, messages);
                 let event = Event::AgentConnected {
                     stream,
                     subscription,
                 };
                 let answer = self.step(event, batch);
-                if answer.is_err() {
-                    self.agents.disconnect(stream);
+                match &answer {
+                    Ok(()) => self.agents.take_over(agent, stream),
+                    Err(_) => self.agents.disconnect(stream),
                 }
                 let _ = reply.send(answer.map_err(Failure::from));
             }
@@ -217,9 +216,7 @@ impl Writer {
                 }
             }
             Command::Renew(tls, listener) => {
-                let mut changes = self.world.renew(&self.state, tls);
-                changes.push(listener);
-                self.engine.apply(self.state.generation(), changes);
+                batch.renewed = Some((tls, listener));
             }
             Command::Read(query) => query(&self.state, self.clock.now()),
             Command::Subscribe(kind, reply) => {
@@ -254,7 +251,6 @@ impl Writer {
         let _ = self.step(event, batch);
     }
 
-    /// Tells the rules when the first scope of a model is refused, and when the last one is taken after all.
     fn rejected(&mut self, rejection: RejectionEvent, batch: &mut Batch) {
         let RejectionEvent {
             type_url,
@@ -267,20 +263,25 @@ impl Writer {
             }
             None => tracing::info!(type_url, resource, "no Envoy refuses the resource any more"),
         }
-        let model = model_of_scope(&resource).filter(|_| type_url == types::SCOPE);
-        let Some(model) = model.map(str::to_owned) else {
-            return;
-        };
-        let scopes = self.rejected.entry(model.clone()).or_default();
-        match reason {
-            Some(reason) => drop(scopes.insert(resource, reason)),
-            None => drop(scopes.remove(&resource)),
+        let models = self.refusals.set(&type_url, &resource, reason, &self.world);
+        self.tell_refusals(models.into_iter(), batch);
+    }
+
+    fn look_at_all_rejections(&mut self, batch: &mut Batch) {
+        let all = self.engine.envoys().into_iter().flat_map(|e| e.rejections);
+        let models = self.refusals.replace(all, &self.world);
+        self.tell_refusals(models.into_iter(), batch);
+    }
+
+    /// Tells the rules what changed of what Envoys refuse of these models. Whether anything did.
+    fn tell_refusals(&mut self, models: impl Iterator<Item = Arc<str>>, batch: &mut Batch) -> bool {
+        let changed = self.refusals.changed(models, &self.world);
+        let any = !changed.is_empty();
+        for (model, reason) in changed {
+            let model = model.to_string();
+            let _ = self.step(Event::RouteRejected { model, reason }, batch);
         }
-        let reason = scopes.values().next().cloned();
-        if reason.is_none() {
-            self.rejected.remove(&model);
-        }
-        let _ = self.step(Event::RouteRejected { model, reason }, batch);
+        any
     }
 
     /// Carries a batch out.
@@ -293,19 +294,32 @@ impl Writer {
             models,
             servers,
             drained,
+            renewed,
         } = batch;
         self.committer.submit(writes, told);
+        let mut changes = Vec::new();
+        if let Some((tls, listener)) = renewed {
+            changes = self.world.renew(&self.state, tls);
+            changes.push(listener);
+        }
         if !routes.is_empty() || !endpoints.is_empty() {
-            let changes = self.world.update(&self.state, &routes, &endpoints);
+            changes.extend(self.world.update(&self.state, &routes, &endpoints));
+        }
+        if !changes.is_empty() {
             self.engine.apply(self.state.generation(), changes);
         }
         self.open_when_synchronised();
         self.subscribers.tell(Kind::Models, &models);
         self.subscribers.tell(Kind::Servers, &servers);
-        for token in drained {
+        for (token, complete) in drained {
             if let Some(reply) = self.drains.remove(&token) {
-                let _ = reply.send(Ok(()));
+                let _ = reply.send(Ok(complete));
             }
+        }
+        // Another route may lead over a cluster that is refused, or no longer.
+        let mut after = Batch::default();
+        if self.tell_refusals(routes.into_iter(), &mut after) {
+            self.finish(after);
         }
     }
 
