@@ -14,6 +14,9 @@ use crate::{
 /// A host that does not answer at all holds a command no longer than this.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// A scheduler that was silent for so long is asked for a sign of life, and has as long again to give it.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// An address and where it was taken from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Address {
@@ -42,6 +45,18 @@ const INFERENCE: Names = Names {
     variable: "SELDON_INFER_HOST",
     default: "0.0.0.0:9000",
 };
+
+impl Address {
+    /// What to tell when the scheduler has been reached and does not answer.
+    pub(crate) fn silent(&self, what: impl std::fmt::Display) -> anyhow::Error {
+        anyhow!(
+            "the scheduler at {} (from {}) does not answer: {what}\nis it stopped, or is something else on this port? \
+             on this machine `seldon local status` and `seldon local logs scheduler` tell",
+            self.host,
+            self.from
+        )
+    }
+}
 
 impl Names {
     /// The flag, else the active configuration, else the variable, else the default.
@@ -77,7 +92,7 @@ impl Names {
 }
 
 /// Connects to the scheduler.
-pub(crate) async fn scheduler(host: &Host) -> Result<Channel> {
+pub(crate) async fn scheduler(host: &Host) -> Result<(Channel, Address)> {
     let settings = config::active()?.controlplane;
     let address = SCHEDULER.choose(
         host.scheduler_host.as_deref(),
@@ -89,8 +104,19 @@ pub(crate) async fn scheduler(host: &Host) -> Result<Channel> {
         true => Some(client_tls(&settings.files, "controlplane", &[b"h2"])?),
         false => None,
     };
-    let channel = channel(&address.host, &host.authority, tls).await;
-    channel.map_err(|error| SCHEDULER.unreachable("the scheduler", &address, &error))
+    let connect = async {
+        // A process that is stopped keeps its connections: only pings tell.
+        let endpoint = endpoint(&address.host, &host.authority, tls.is_some())?
+            .http2_keep_alive_interval(SILENCE)
+            .keep_alive_timeout(SILENCE)
+            .keep_alive_while_idle(true);
+        let connector = seldon_tls::connector(tls);
+        anyhow::Ok(endpoint.connect_with_connector(connector).await?)
+    };
+    match connect.await {
+        Ok(channel) => Ok((channel, address)),
+        Err(error) => Err(SCHEDULER.unreachable("the scheduler", &address, &error)),
+    }
 }
 
 /// Opens an HTTP/2 connection.
@@ -99,7 +125,13 @@ pub(crate) async fn channel(
     authority: &str,
     tls: Option<ClientTls>,
 ) -> Result<Channel> {
-    let scheme = if tls.is_some() { "https" } else { "http" };
+    let endpoint = endpoint(host, authority, tls.is_some())?;
+    let connector = seldon_tls::connector(tls);
+    Ok(endpoint.connect_with_connector(connector).await?)
+}
+
+fn endpoint(host: &str, authority: &str, tls: bool) -> Result<Endpoint> {
+    let scheme = if tls { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{host}"))
         .map_err(|_| anyhow!("\"{host}\" is not an address, expected HOST:PORT"))?
         .connect_timeout(CONNECT)
@@ -110,9 +142,7 @@ pub(crate) async fn channel(
             .map_err(|_| anyhow!("\"{authority}\" is not an authority"))?;
         endpoint = endpoint.origin(origin);
     }
-    Ok(endpoint
-        .connect_with_connector(seldon_tls::connector(tls))
-        .await?)
+    Ok(endpoint)
 }
 
 /// Where inference goes.

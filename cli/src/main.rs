@@ -8,7 +8,12 @@ mod infer;
 mod manifests;
 mod output;
 
-use std::{ffi::OsString, future::Future, io, process};
+use std::{
+    ffi::OsString,
+    future::Future,
+    io::{self, Write as _},
+    process,
+};
 
 use anyhow::Context as _;
 use args::{Command, Root};
@@ -54,8 +59,10 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Config { command } => config::run(command),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Root::command(), "seldon", &mut io::stdout());
-            Ok(())
+            // It would panic where nobody reads on.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Root::command(), "seldon", &mut script);
+            Ok(io::stdout().write_all(&script)?)
         }
         Command::Local(arguments) => block_on(seldon_local::cli::run(arguments)),
         Command::Model { command } => block_on(control::model::run(command)),

@@ -329,6 +329,7 @@ async fn envoys_and_decisions_are_told() {
     ] {
         assert!(ran.out.contains(part), "{part}: {ran:?}");
     }
+    assert!(!ran.out.contains("\n\n\n"), "{ran:?}");
 }
 
 #[tokio::test]
@@ -383,4 +384,35 @@ async fn a_configuration_with_certificates_speaks_tls() {
             .code,
         255
     );
+}
+
+#[tokio::test]
+async fn a_scheduler_that_does_not_answer_is_named_in_time() {
+    // As a stopped process: the kernel takes the connection, and nobody reads.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let home = TempDir::new().unwrap();
+    let ask = async |words: &[&str]| {
+        let variables = [("SELDON_SCHEDULE_HOST", host.as_str())];
+        let run = seldon(home.path(), &variables, words);
+        let ran = tokio::time::timeout(std::time::Duration::from_secs(30), run);
+        let ran = ran.await.expect("the command ends by itself");
+        let told = format!("the scheduler at {host} (from SELDON_SCHEDULE_HOST) does not answer");
+        assert!(
+            ran.code == 255 && ran.out.is_empty() && ran.err.contains(&told),
+            "{ran:?}"
+        );
+        ran.err
+    };
+    let (once, waited, experiment, list) = tokio::join!(
+        ask(&["model", "status", "iris", "-t", "1"]),
+        ask(&["model", "status", "iris", "-t", "1", "-w", "ModelAvailable"]),
+        ask(&["experiment", "status", "e", "-t", "1"]),
+        // Without a time of its own, by the pings of the connection.
+        ask(&["model", "list"]),
+    );
+    assert!(once.contains("nothing within 1 s"), "{once}");
+    assert!(waited.contains("Model wait status timeout"), "{waited}");
+    assert!(experiment.contains("nothing within 1 s"), "{experiment}");
+    assert!(list.contains("seldon local status"), "{list}");
 }

@@ -6,7 +6,7 @@ use seldon_proto::scheduler::{
     StopExperimentRequest,
 };
 
-use super::session::{SUBSCRIBER, Seen, Session, collect, first, wait};
+use super::session::{SUBSCRIBER, Seen, Session};
 use crate::{
     args::{Control, Display, ExperimentCommand, Target},
     manifests,
@@ -34,8 +34,15 @@ pub(crate) async fn run(command: ExperimentCommand) -> Result<()> {
         }
         ExperimentCommand::Status(args) => {
             let session = Session::open(&args.control).await?;
-            let seconds = args.active.then_some(args.wait.timeout_secs);
-            status(&session, &args.name, seconds, args.display.output).await
+            let seconds = args.wait.timeout_secs;
+            status(
+                &session,
+                &args.name,
+                args.active,
+                seconds,
+                args.display.output,
+            )
+            .await
         }
         ExperimentCommand::List(args) => list(&args.control, &args.display).await,
     }
@@ -71,11 +78,12 @@ pub(crate) async fn stop(session: &Session, name: String) -> Result<()> {
     session.answer(session.client.clone().stop_experiment(request).await, false)
 }
 
-/// Prints the status of an experiment, with `seconds` once it is active.
+/// Prints the status of an experiment, where `active` is wanted once it is.
 pub(crate) async fn status(
     session: &Session,
     name: &str,
-    seconds: Option<u64>,
+    active: bool,
+    seconds: u64,
     format: Option<Format>,
 ) -> Result<()> {
     let request = ExperimentStatusRequest {
@@ -84,19 +92,20 @@ pub(crate) async fn status(
     };
     session.show(&request)?;
     let ask = async || {
-        first(
-            session
-                .client
-                .clone()
-                .experiment_status(request.clone())
-                .await,
-            name,
-        )
-        .await
+        session
+            .first(
+                session
+                    .client
+                    .clone()
+                    .experiment_status(request.clone())
+                    .await,
+                name,
+            )
+            .await
     };
-    let status = match seconds {
-        None => ask().await?,
-        Some(seconds) => {
+    let status = match active {
+        false => session.within(seconds, ask()).await?,
+        true => {
             let look = async || {
                 let status = ask().await?;
                 Ok(match status.active {
@@ -107,7 +116,7 @@ pub(crate) async fn status(
                     )),
                 })
             };
-            wait("Experiment", seconds, look).await?
+            session.wait("Experiment", seconds, look).await?
         }
     };
     match format {
@@ -137,7 +146,9 @@ async fn list(control: &Control, display: &Display) -> Result<()> {
         name: None,
     };
     session.show(&request)?;
-    let mut experiments = collect(session.client.clone().experiment_status(request).await).await?;
+    let mut experiments = session
+        .collect(session.client.clone().experiment_status(request).await)
+        .await?;
     experiments.sort_by(|left, right| left.experiment_name.cmp(&right.experiment_name));
     let values: Result<Vec<_>, _> = experiments.iter().map(to_protojson_value).collect();
     output::answer(

@@ -6,22 +6,23 @@ use seldon_grpc::introspect::introspect_client::IntrospectClient;
 use seldon_inference::to_protojson_value;
 use seldon_proto::introspect::{ExplainModelRequest, ExplainModelResponse};
 
+use super::session::failed;
 use crate::{
     args::ExplainCommand,
     connect,
-    errors::RpcError,
     output::{self, Format, row},
 };
 
 /// Runs an `explain` command.
 pub(crate) async fn run(command: ExplainCommand) -> Result<()> {
     let ExplainCommand::Model { name, common } = command;
-    let mut client = IntrospectClient::new(connect::scheduler(&common.host).await?);
+    let (channel, address) = connect::scheduler(&common.host).await?;
+    let mut client = IntrospectClient::new(channel);
     let request = ExplainModelRequest { model: name };
     let answer = client
         .explain_model(request)
         .await
-        .map_err(RpcError)?
+        .map_err(|status| failed(&address, status))?
         .into_inner();
     output::answer(
         &to_protojson_value(&answer)?,
@@ -32,58 +33,71 @@ pub(crate) async fn run(command: ExplainCommand) -> Result<()> {
 }
 
 fn text(answer: &ExplainModelResponse) -> String {
-    let mut text = format!("{} is {}", answer.model, answer.state);
-    if !answer.reason.is_empty() {
-        let _ = write!(text, ": {}", answer.reason);
+    let mut state = format!("{} is {}", answer.model, answer.state);
+    let reason = answer.reason.trim();
+    if !reason.is_empty() {
+        let _ = write!(state, ": {reason}");
     }
-    text.push('\n');
+    if answer.servers.is_empty() && answer.route.is_empty() {
+        // No table, no lines between.
+        return format!("{state}\nno server was considered, and no route leads to it");
+    }
+    let mut parts = vec![state];
     if !answer.servers.is_empty() {
-        let mut rows = vec![
-            row([&"server", &"replica", &"chosen", &"why"]),
-            row([&"------", &"-------", &"------", &"---"]),
-        ];
-        for server in &answer.servers {
-            rows.push(row([
-                &server.server,
-                &"",
-                &yes(server.chosen),
-                &server.reason,
-            ]));
-            for replica in &server.replicas {
-                rows.push(row([
-                    &server.server,
-                    &replica.replica,
-                    &yes(replica.chosen),
-                    &replica.reason,
-                ]));
-            }
-        }
-        let _ = write!(text, "\n{}", output::table(&rows));
+        parts.push(servers(answer));
     }
     if answer.route.is_empty() {
-        text.push_str("\nno route leads to it\n");
+        parts.push("no route leads to it".to_owned());
     } else {
-        let mut rows = vec![
-            row([&"version", &"server", &"replicas", &"weight"]),
-            row([&"-------", &"------", &"--------", &"------"]),
-        ];
-        for split in &answer.route {
-            let replicas: Vec<_> = split.replicas.iter().map(ToString::to_string).collect();
+        parts.push(route(answer));
+        parts.push(format!(
+            "route of generation {}, acknowledged by {} of {} Envoys",
+            answer.route_generation, answer.envoys_acknowledged, answer.envoys_connected
+        ));
+    }
+    let parts: Vec<_> = parts.iter().map(|part| part.trim_end()).collect();
+    parts.join("\n\n")
+}
+
+fn servers(answer: &ExplainModelResponse) -> String {
+    let mut rows = vec![
+        row([&"server", &"replica", &"chosen", &"why"]),
+        row([&"------", &"-------", &"------", &"---"]),
+    ];
+    for server in &answer.servers {
+        rows.push(row([
+            &server.server,
+            &"all",
+            &yes(server.chosen),
+            &server.reason,
+        ]));
+        for replica in &server.replicas {
             rows.push(row([
-                &split.version,
-                &split.server,
-                &replicas.join(","),
-                &split.weight,
+                &server.server,
+                &replica.replica,
+                &yes(replica.chosen),
+                &replica.reason,
             ]));
         }
-        let _ = write!(text, "\n{}", output::table(&rows));
-        let _ = writeln!(
-            text,
-            "\nroute of generation {}, acknowledged by {} of {} Envoys",
-            answer.route_generation, answer.envoys_acknowledged, answer.envoys_connected
-        );
     }
-    text
+    output::table(&rows)
+}
+
+fn route(answer: &ExplainModelResponse) -> String {
+    let mut rows = vec![
+        row([&"version", &"server", &"replicas", &"weight"]),
+        row([&"-------", &"------", &"--------", &"------"]),
+    ];
+    for split in &answer.route {
+        let replicas: Vec<_> = split.replicas.iter().map(ToString::to_string).collect();
+        rows.push(row([
+            &split.version,
+            &split.server,
+            &replicas.join(","),
+            &split.weight,
+        ]));
+    }
+    output::table(&rows)
 }
 
 fn yes(chosen: bool) -> &'static str {

@@ -62,8 +62,9 @@ pub(crate) async fn status(args: EachStatus) -> Result<()> {
             Manifest::Model(_) => model::status(&session, &wanted("ModelAvailable")).await?,
             Manifest::Pipeline(_) => pipeline::status(&session, &wanted("PipelineReady")).await?,
             Manifest::Experiment(_) => {
-                let seconds = args.wait.then_some(args.timeout.timeout_secs);
-                experiment::status(&session, &name, seconds, args.display.output).await?;
+                let seconds = args.timeout.timeout_secs;
+                experiment::status(&session, &name, args.wait, seconds, args.display.output)
+                    .await?;
             }
             Manifest::Server(_) => {}
         }

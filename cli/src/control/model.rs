@@ -6,7 +6,7 @@ use seldon_proto::scheduler::{
     ModelVersionStatus, UnloadModelRequest, model_status::ModelState,
 };
 
-use super::session::{SUBSCRIBER, Seen, Session, collect, first, wait};
+use super::session::{SUBSCRIBER, Seen, Session};
 use crate::{
     args::{Control, Display, ModelCommand, StateWait, Target},
     infer, manifests,
@@ -94,14 +94,16 @@ pub(crate) async fn status(session: &Session, args: &StateWait) -> Result<()> {
     };
     session.show(&request)?;
     let ask = async || {
-        first(
-            session.client.clone().model_status(request.clone()).await,
-            &args.name,
-        )
-        .await
+        session
+            .first(
+                session.client.clone().model_status(request.clone()).await,
+                &args.name,
+            )
+            .await
     };
     if args.state.is_empty() {
-        return print(&ask().await?, args.display.output);
+        let status = session.within(args.wait.timeout_secs, ask()).await?;
+        return print(&status, args.display.output);
     }
     let look = async || {
         let status = ask().await?;
@@ -112,7 +114,7 @@ pub(crate) async fn status(session: &Session, args: &StateWait) -> Result<()> {
             Seen::NotYet(version.sentence(&args.name))
         })
     };
-    wait("Model", args.wait.timeout_secs, look).await?;
+    session.wait("Model", args.wait.timeout_secs, look).await?;
     output::line("{}")
 }
 
@@ -196,7 +198,9 @@ async fn list(control: &Control, display: &Display) -> Result<()> {
         ..Default::default()
     };
     session.show(&request)?;
-    let mut models = collect(session.client.clone().model_status(request).await).await?;
+    let mut models = session
+        .collect(session.client.clone().model_status(request).await)
+        .await?;
     models.retain(|model| latest(model).state != ModelState::ModelTerminated.as_str_name());
     models.sort_by(|left, right| left.model_name.cmp(&right.model_name));
     let values: Result<Vec<_>, _> = models.iter().map(to_protojson_value).collect();

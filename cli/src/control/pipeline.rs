@@ -6,7 +6,7 @@ use seldon_proto::scheduler::{
     UnloadPipelineRequest, pipeline_version_state::PipelineStatus,
 };
 
-use super::session::{SUBSCRIBER, Seen, Session, collect, first, wait};
+use super::session::{SUBSCRIBER, Seen, Session};
 use crate::{
     args::{Control, Display, PipelineCommand, StateWait, Target},
     infer, manifests,
@@ -85,15 +85,16 @@ pub(crate) async fn status(session: &Session, args: &StateWait) -> Result<()> {
     };
     session.show(&request)?;
     let look = async || {
-        let status = first(
-            session
-                .client
-                .clone()
-                .pipeline_status(request.clone())
-                .await,
-            &args.name,
-        )
-        .await?;
+        let status = session
+            .first(
+                session
+                    .client
+                    .clone()
+                    .pipeline_status(request.clone())
+                    .await,
+                &args.name,
+            )
+            .await?;
         let (state, reason) = latest(&status);
         let done = args.state.is_empty() || state == args.state;
         Ok(if done {
@@ -102,7 +103,9 @@ pub(crate) async fn status(session: &Session, args: &StateWait) -> Result<()> {
             Seen::NotYet(format!("{} is {state}: {reason}", args.name))
         })
     };
-    let status = wait("Pipeline", args.wait.timeout_secs, look).await?;
+    let status = session
+        .wait("Pipeline", args.wait.timeout_secs, look)
+        .await?;
     match args.display.output {
         None => output::line(to_protojson(&status)?),
         format => {
@@ -142,7 +145,9 @@ async fn list(control: &Control, display: &Display) -> Result<()> {
         ..Default::default()
     };
     session.show(&request)?;
-    let mut pipelines = collect(session.client.clone().pipeline_status(request).await).await?;
+    let mut pipelines = session
+        .collect(session.client.clone().pipeline_status(request).await)
+        .await?;
     pipelines
         .retain(|pipeline| latest(pipeline).0 != PipelineStatus::PipelineTerminated.as_str_name());
     pipelines.sort_by(|left, right| left.pipeline_name.cmp(&right.pipeline_name));

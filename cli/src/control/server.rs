@@ -3,7 +3,7 @@ use anyhow::Result;
 use seldon_inference::{to_protojson, to_protojson_value};
 use seldon_proto::scheduler::{ServerStatusRequest, ServerStatusResponse};
 
-use super::session::{SUBSCRIBER, Session, collect, first};
+use super::session::{SUBSCRIBER, Session};
 use crate::{
     args::{Control, ServerCommand},
     output::{self, Format, row},
@@ -23,11 +23,12 @@ pub(crate) async fn run(command: ServerCommand) -> Result<()> {
                 name: Some(args.name.clone()),
             };
             session.show(&request)?;
-            let server = first(
-                session.client.clone().server_status(request).await,
-                &args.name,
-            )
-            .await?;
+            let server = session
+                .first(
+                    session.client.clone().server_status(request).await,
+                    &args.name,
+                )
+                .await?;
             match args.output {
                 _ if !args.show_response => output::line(format_args!(
                     "{} loaded models {} available replicas {}",
@@ -49,7 +50,9 @@ pub(crate) async fn run(command: ServerCommand) -> Result<()> {
                 name: None,
             };
             session.show(&request)?;
-            let mut servers = collect(session.client.clone().server_status(request).await).await?;
+            let mut servers = session
+                .collect(session.client.clone().server_status(request).await)
+                .await?;
             servers.sort_by(|left, right| left.server_name.cmp(&right.server_name));
             let values: Result<Vec<_>, _> = servers.iter().map(to_protojson_value).collect();
             output::answer(

@@ -4,21 +4,22 @@ use seldon_grpc::introspect::introspect_client::IntrospectClient;
 use seldon_inference::to_protojson_value;
 use seldon_proto::introspect::{Envoy, XdsStatusRequest, XdsStatusResponse};
 
+use super::session::failed;
 use crate::{
     args::XdsCommand,
     connect,
-    errors::RpcError,
     output::{self, Format, row},
 };
 
 /// Runs an `xds` command.
 pub(crate) async fn run(command: XdsCommand) -> Result<()> {
     let XdsCommand::Status(args) = command;
-    let mut client = IntrospectClient::new(connect::scheduler(&args.host).await?);
+    let (channel, address) = connect::scheduler(&args.host).await?;
+    let mut client = IntrospectClient::new(channel);
     let mut status = client
         .xds_status(XdsStatusRequest {})
         .await
-        .map_err(RpcError)?
+        .map_err(|status| failed(&address, status))?
         .into_inner();
     status.envoys.sort_by_key(|envoy| envoy.stream);
     output::answer(

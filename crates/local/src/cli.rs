@@ -150,9 +150,8 @@ impl Up {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        println!("{}", ports_table(&config.ports));
-        println!("logs and data: {}", config.run_dir.display());
-        Ok(())
+        say(ports_table(&config.ports))?;
+        say(format_args!("logs and data: {}", config.run_dir.display()))
     }
 
     fn config(self, home: &Home) -> Result<Config> {
@@ -209,8 +208,7 @@ fn start_supervisor(home: &Home) -> Result<std::process::Child> {
 fn down(home: &Home) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(20);
     if home.lock()?.is_some() {
-        println!("no local system runs");
-        return Ok(());
+        return say("no local system runs");
     }
     let supervisor = home.read_status()?.supervisor;
     let pid = Pid::from_raw(i32::try_from(supervisor).context("the status file names no process")?);
@@ -224,17 +222,18 @@ fn down(home: &Home) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    println!("stopped");
-    Ok(())
+    say("stopped")
 }
+
+const READY: &str = "ready";
 
 async fn status(home: &Home) -> Result<()> {
     if home.lock()?.is_some() {
-        println!("no local system runs: start one by `seldon local up`");
-        return Ok(());
+        bail!("no local system runs: start one by `seldon local up`");
     }
     let (config, status) = (home.read_config()?, home.read_status()?);
     let mut table = table(&["process", "state", "pid", "restarts"]);
+    let mut missing = Vec::new();
     for component in config.components() {
         let name = component.to_string();
         let none = ProcessStatus::default();
@@ -244,16 +243,26 @@ async fn status(home: &Home) -> Result<()> {
             None => "ended, starts again".to_owned(),
             Some(_) => ready(port, path)
                 .await
-                .map_or_else(|why| format!("not ready: {why}"), |()| "ready".to_owned()),
+                .map_or_else(|why| format!("not ready: {why}"), |()| READY.to_owned()),
         };
+        if state != READY {
+            missing.push(component);
+        }
         let pid = process.pid.map(|pid| pid.to_string()).unwrap_or_default();
         table.add_row([name, state, pid, process.restarts.to_string()]);
     }
-    println!(
+    say(format_args!(
         "{table}\n\n{}\nlogs and data: {}",
         ports_table(&config.ports),
         config.run_dir.display()
-    );
+    ))?;
+    // Scripts ask by the exit status.
+    if let Some(first) = missing.first() {
+        bail!(
+            "not ready: {}; `seldon local logs {first}` tells why",
+            list(&missing)
+        );
+    }
     Ok(())
 }
 
@@ -331,15 +340,22 @@ impl Logs {
         let several = files.len() > 1;
         for (name, path) in &files {
             if several {
-                println!("--- {name}");
+                say(format_args!("--- {name}"))?;
             }
-            println!("{}", tail(path, self.lines));
+            say(tail(path, self.lines))?;
         }
         match files.first() {
             Some((_, path)) if self.follow => follow(path),
             _ => Ok(()),
         }
     }
+}
+
+/// Prints a line. That nobody reads on (`| head`) is an error here and a quiet end of the program.
+fn say(text: impl std::fmt::Display) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
 }
 
 fn tail(path: &Path, lines: usize) -> String {

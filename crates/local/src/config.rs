@@ -12,7 +12,7 @@ use crate::bootstrap;
 use crate::component::Component;
 use crate::parts::Parts;
 use crate::ports::{Ports, ReplicaPorts, SchedulerPorts};
-use crate::process::Launch;
+use crate::process::{Launch, RUN_VARIABLE};
 
 /// Everything that defines a local system; kept as a file by `seldon local up`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,7 +32,9 @@ pub struct Config {
     /// Requirements of models that the servers meet.
     pub capabilities: Vec<String>,
     pub log_level: String,
-    /// How long a scheduler that starts again waits for replicas it knew.
+    /// How long a scheduler that starts again waits for replicas it knew: 10 s here, not the 30 of the documented local
+    /// installation (or the program's 300). On one machine the agents are back within a second or two, and one that was
+    /// stopped for good is waited for in vain.
     pub scheduler_ready_timeout_seconds: u64,
     /// Envoys, by number, that do without the filter; for benchmarks.
     #[serde(default)]
@@ -61,7 +63,7 @@ pub struct TlsFiles {
 }
 
 impl Config {
-    /// Returns the defaults, those of the documented local installation.
+    /// Returns the defaults, those of the documented local installation but for the wait of a scheduler that starts again.
     pub fn new(run_dir: PathBuf, ports: Ports, parts: Parts, artefacts: PathBuf) -> Self {
         Self {
             run_dir,
@@ -134,7 +136,7 @@ impl Config {
         let mut launch = Launch {
             program: PathBuf::new(),
             args: Vec::new(),
-            env: BTreeMap::new(),
+            env: BTreeMap::from([(RUN_VARIABLE.to_owned(), self.run_dir.display().to_string())]),
             folder,
             log: self.log(component),
         };
@@ -225,8 +227,6 @@ impl Config {
             ("metrics-port", &ports.metrics),
             ("drainer-port", &ports.drain),
             ("readiness-port", &ports.ready),
-            ("rclone-host", &"127.0.0.1"),
-            ("rclone-port", &ports.rclone),
             ("rclone-binary", &self.parts.rclone.display()),
             (
                 "allowed-local-roots",

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct Ports {
     pub scheduler: SchedulerPorts,
     pub envoys: Vec<EnvoyPorts>,
-    /// One for each replica of the server: an agent, its rclone and its inference server.
+    /// One for each replica of the server: an agent and its inference server; rclone takes a free port by itself.
     pub replicas: Vec<ReplicaPorts>,
 }
 
@@ -84,9 +84,6 @@ pub struct ReplicaPorts {
         default_value_t = 9006
     )]
     pub metrics: u16,
-    /// Agent: its rclone
-    #[arg(long = "port-rclone", value_name = "PORT", default_value_t = 5572)]
-    pub rclone: u16,
     /// MLServer: REST
     #[arg(
         long = "port-mlserver-rest",
@@ -277,7 +274,6 @@ ports_of!(ReplicaPorts {
     ready "--port-agent-ready",
     debug "--port-agent-debug",
     metrics "--port-agent-metrics",
-    rclone "--port-rclone",
     server_rest "--port-mlserver-rest",
     server_grpc "--port-mlserver-grpc",
     server_metrics "--port-mlserver-metrics",
@@ -360,7 +356,6 @@ impl Ports {
                     ready: take()?,
                     debug: take()?,
                     metrics: take()?,
-                    rclone: take()?,
                     server_rest: take()?,
                     server_grpc: take()?,
                     server_metrics: take()?,

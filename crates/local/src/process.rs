@@ -15,6 +15,9 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::sync::watch;
 
+/// Names the run folder in the environment of every process of a system, and so of what those start.
+pub(crate) const RUN_VARIABLE: &str = "SELDON_LOCAL_RUN";
+
 /// How to start a process.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::component::Component;
 use crate::config::Config;
+use crate::process::RUN_VARIABLE;
 use crate::system::System;
 
 /// The files of a kept system, in its home folder.
@@ -178,25 +179,26 @@ impl Child {
     }
 }
 
-/// Kills what a killed supervisor has left: processes started with a path below our run folder.
+/// Kills what a killed supervisor has left: processes that inherited the mark of our run folder.
 ///
-/// Its children died with it, but not theirs, such as an agent's rclone.
+/// Its children died with it, but not theirs, such as an agent's rclone. A path in a command line would be no mark: the
+/// user's own `tail -f` of a log has one too.
 pub(crate) fn kill_leftovers(run_dir: &Path) {
-    let mark = format!("{}/", run_dir.display());
+    let mark = format!("{RUN_VARIABLE}={}", run_dir.display());
     let Ok(processes) = fs::read_dir("/proc") else {
         return;
     };
     for entry in processes.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let mut words = command.split(|byte| *byte == 0).skip(1);
-        if words.any(|word| word.starts_with(mark.as_bytes())) {
+        // What another user runs cannot be read, and is not ours.
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let marked = environment
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == mark.as_bytes());
+        if marked && pid != Pid::this().as_raw() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -224,4 +226,39 @@ pub(crate) fn write(path: &Path, content: &impl Serialize) -> Result<()> {
     fs::write(&new, serde_json::to_string_pretty(content)? + "\n")
         .and_then(|()| fs::rename(&new, path))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn only_marked_processes_are_leftovers() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("agent-0.log");
+        fs::write(&log, "").unwrap();
+        let mut ours = Command::new("sleep")
+            .arg("1000")
+            .env(RUN_VARIABLE, folder.path())
+            .spawn()
+            .unwrap();
+        let mut other = Command::new("sleep")
+            .arg("1000")
+            .env(RUN_VARIABLE, folder.path().join("other"))
+            .spawn()
+            .unwrap();
+        let mut reader = Command::new("tail").arg("-f").arg(&log).spawn().unwrap();
+        kill_leftovers(folder.path());
+        let killed = ours.wait().unwrap();
+        let left = [other.try_wait().unwrap(), reader.try_wait().unwrap()];
+        for child in [&mut other, &mut reader] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(killed.signal(), Some(9));
+        assert_eq!(left, [None, None]);
+    }
 }

@@ -4,13 +4,19 @@ use crate::{API_VERSION, Explainer, Llm, Manifest, Model, ModelSpec, ObjectMeta}
 /// A path of keys inside the document, and what is wrong there.
 pub(crate) type Finding = (&'static [&'static str], String);
 
-/// A name must fit a DNS label, as Kubernetes wants it.
+/// Kubernetes takes no longer name of an object.
+const LONGEST_NAME: usize = 253;
+
+/// A name has the letters of a DNS label and the length that Kubernetes allows for an object.
 pub fn is_valid_name(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = name.as_bytes();
     match (bytes.first(), bytes.last()) {
         (Some(first), Some(last)) => {
-            inner(*first) && inner(*last) && bytes.iter().all(|byte| inner(*byte) || *byte == b'-')
+            bytes.len() <= LONGEST_NAME
+                && inner(*first)
+                && inner(*last)
+                && bytes.iter().all(|byte| inner(*byte) || *byte == b'-')
         }
         _ => false,
     }
@@ -56,6 +62,12 @@ pub(crate) fn findings(manifest: &Manifest) -> Vec<Finding> {
 }
 
 fn name(metadata: &ObjectMeta, found: &mut Vec<Finding>) {
+    let length = metadata.name.len();
+    if length > LONGEST_NAME {
+        let reason = format!("a name of {length} bytes is too long, use {LONGEST_NAME} at most");
+        found.push((&["metadata", "name"], reason));
+        return;
+    }
     if !is_valid_name(&metadata.name) {
         found.push((
             &["metadata", "name"],

@@ -221,3 +221,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_has_at_most_253_bytes() {
+    let named =
+        |length: usize| IRIS.replace("name: iris", &format!("name: {}", "a".repeat(length)));
+    assert_eq!(model(&named(253)).meta.unwrap().name.len(), 253);
+    let told = mistakes(&named(254));
+    assert!(
+        told.contains("a name of 254 bytes is too long, use 253 at most"),
+        "{told}"
+    );
+}
