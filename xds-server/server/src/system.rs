@@ -76,13 +76,14 @@ pub async fn run<S: Store>(
         lease: options.routing_lease,
     });
     // On Kubernetes the store may be new while Envoys and agents are not.
-    let alone = matches!(
-        options.rules.synchronisation,
-        Synchronisation::AfterTimeout(_)
-    );
-    if alone && restored.as_ref().is_some_and(Vec::is_empty) {
+    let alone = match options.rules.synchronisation {
+        Synchronisation::AfterTimeout(timeout) => Some(timeout),
+        Synchronisation::FirstServers { .. } => None,
+    };
+    if alone.is_some() && restored.as_ref().is_some_and(Vec::is_empty) {
         engine.first_world();
     }
+    let patience = alone.filter(|_| restored.as_ref().is_none_or(Vec::is_empty));
     let resources = fixed(
         &options.listener,
         options.filter_module.as_deref(),
@@ -94,7 +95,7 @@ pub async fn run<S: Store>(
     let committer = Committer::new(options.store).context("starting the store's thread")?;
     let world = World::new(options.listener.tls.clone());
     let (writer, handle) = Writer::new(state, clock, world, engine.clone(), committer);
-    let mut writer = tokio::spawn(writer.run(restored, stop.clone()));
+    let mut writer = tokio::spawn(writer.run(restored, patience, stop.clone()));
 
     let mut tasks = JoinSet::new();
     if let Some(certificates) = options.envoy_certificates {

@@ -5,6 +5,7 @@
 mod agents;
 mod batch;
 mod handle;
+mod opening;
 mod refusals;
 mod subscribers;
 
@@ -30,6 +31,7 @@ pub use subscribers::{Kind, Subscription};
 
 use agents::Agents;
 use batch::Batch;
+use opening::{LOOK_EVERY, Opening};
 use refusals::Refusals;
 use subscribers::Subscribers;
 
@@ -79,6 +81,7 @@ pub struct Writer {
     next_drain: u64,
     synchronised: watch::Sender<bool>,
     refusals: Refusals,
+    opening: Opening,
 }
 
 impl Writer {
@@ -105,16 +108,21 @@ impl Writer {
             next_drain: 0,
             synchronised,
             refusals: Refusals::default(),
+            opening: Opening::new(None),
         };
         (writer, Handle::new(commands, watched))
     }
 
-    /// Runs until `stop`, or until nobody can send any more. `restored` is what the store holds, where there is one. What was acknowledged is durable when it returns.
+    /// Runs until `stop`, or until nobody can send any more. `restored` is what the store holds, where there is one;
+    /// `patience` is how long a world of before is waited for at most, where no store knows of it. What was acknowledged
+    /// is durable when it returns.
     pub async fn run(
         mut self,
         restored: Option<Vec<seldon_core::Record>>,
+        patience: Option<Duration>,
         stop: CancellationToken,
     ) {
+        self.opening = Opening::new(patience);
         let mut batch = Batch::default();
         if let Some(records) = restored {
             let _ = self.step(Event::Restored(records), &mut batch);
@@ -157,10 +165,10 @@ impl Writer {
 
     fn deadline(&self) -> Instant {
         const FAR: Duration = Duration::from_secs(3600);
-        match self.state.next_deadline() {
-            Some(at) => self.clock.at(at),
-            None => Instant::now() + FAR,
-        }
+        let held = self.state.synchronised() && !*self.synchronised.borrow();
+        let look = Instant::now() + if held { LOOK_EVERY } else { FAR };
+        let next = self.state.next_deadline().map(|at| self.clock.at(at));
+        next.map_or(look, |at| at.min(look))
     }
 
     fn drain_queue(&mut self, batch: &mut Batch) {
@@ -193,6 +201,8 @@ impl Writer {
                     server: subscription.server_name.as_str().into(),
                     replica: subscription.replica_idx,
                 };
+                let with_models = !subscription.loaded_models.is_empty();
+                self.opening.agent_came(Instant::now(), with_models);
                 self.agents.connect(stream, messages);
                 let event = Event::AgentConnected {
                     stream,
@@ -325,7 +335,13 @@ impl Writer {
 
     /// Envoys get nothing before the world is whole: a smaller one would take models away that agents still hold.
     fn open_when_synchronised(&mut self) {
-        if !*self.synchronised.borrow() && self.state.synchronised() {
+        if *self.synchronised.borrow() || !self.state.synchronised() {
+            return;
+        }
+        if self
+            .opening
+            .may_open(self.engine.audience(), Instant::now())
+        {
             tracing::info!("synchronised: Envoys are served");
             self.engine.open();
             self.synchronised.send_replace(true);
