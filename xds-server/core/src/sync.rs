@@ -13,8 +13,8 @@ pub(crate) struct StartUp {
     restored: bool,
     /// Replicas of each server that the store knows of.
     recorded: BTreeMap<Arc<str>, u32>,
-    /// Replicas that the first notification named.
-    announced: Option<usize>,
+    /// Replicas of each server that the first notification named.
+    announced: Option<BTreeMap<Arc<str>, u32>>,
 }
 
 impl StartUp {
@@ -44,8 +44,8 @@ impl StartUp {
         self.restored = true;
     }
 
-    pub(crate) fn announce(&mut self, replicas: usize) {
-        self.announced.get_or_insert(replicas);
+    pub(crate) fn announce(&mut self, servers: impl Iterator<Item = (Arc<str>, u32)>) {
+        self.announced.get_or_insert_with(|| servers.collect());
     }
 
     /// A client says how many replicas there are to be now, whatever the store remembers.
@@ -69,14 +69,13 @@ impl StartUp {
                 .get(name)
                 .map_or(0, |server| server.connected().count())
         };
-        let recorded_back = self
-            .recorded
-            .iter()
-            .all(|(name, expected)| connected(name) >= *expected as usize);
+        let all_back = |known: &BTreeMap<Arc<str>, u32>| {
+            let mut known = known.iter();
+            known.all(|(name, expected)| connected(name) >= *expected as usize)
+        };
+        let recorded_back = all_back(&self.recorded);
         let known_back = recorded_back && (!self.by_notify || !self.recorded.is_empty());
-        let announced_back = self
-            .announced
-            .is_some_and(|n| servers.keys().map(connected).sum::<usize>() >= n);
+        let announced_back = self.announced.as_ref().is_some_and(all_back);
         let timed_out = now.monotonic >= self.deadline;
         self.done = timed_out || (self.restored && (known_back || announced_back));
         self.done

@@ -36,8 +36,7 @@ pub(crate) fn notified(
     if first_sync {
         let expected = servers
             .iter()
-            .map(|server| server.expected_replicas as usize)
-            .sum();
+            .map(|server| (server.name.as_str().into(), server.expected_replicas));
         state.world.sync.announce(expected);
     }
     state.world.retry_unplaced();
