@@ -40,6 +40,7 @@ pub(crate) async fn handle<M: Models>(
             return Ok(refusal.grpc(&id));
         }
     };
+    exchange.propagate(request.headers_mut());
     let failure = Failure::default();
     let request = upstream_request(
         request,

@@ -6,6 +6,8 @@ use std::{
 
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
+use seldon_telemetry::RequestSpan;
+use seldon_tls::ServerTls;
 use tokio::{net::TcpListener, sync::OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
@@ -68,11 +70,12 @@ impl<M: Models> Proxy<M> {
     }
 
     /// Serves REST and gRPC, HTTP/1.1 and HTTP/2, on one listener until `shutdown`; then accepts no more, tells clients
-    /// so, and returns when the requests in flight have ended or [`Limits::drain_deadline`] has passed.
+    /// so, and returns when the requests in flight have ended or [`Limits::drain_deadline`] has passed. Each connection
+    /// gets the certificate that is current when it is accepted.
     pub async fn serve(
         &self,
         listener: TcpListener,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: Option<ServerTls>,
         shutdown: CancellationToken,
     ) {
         server::serve(self.clone(), listener, tls, shutdown).await;
@@ -128,10 +131,9 @@ impl<M: Models> Proxy<M> {
                     retry_after: limits.queue_deadline,
                 }),
             };
-        if !matches!(lease, Err(NotServed::Unknown)) {
-            exchange.series = Some(self.core.metrics.model(internal));
-        }
         exchange.lease = Some(lease.map_err(|cause| Refusal::model(internal, &cause))?);
+        // Only now: a model that is not here, or not any more, gets no series that nobody would remove.
+        exchange.series = Some(self.core.metrics.model(internal));
         let turns = self.core.admission.model(internal, limits);
         exchange.place = Some(
             turns
@@ -164,6 +166,7 @@ pub(crate) struct Exchange {
     series: Option<Arc<ModelSeries>>,
     lease: Option<Lease>,
     place: Option<OwnedSemaphorePermit>,
+    span: Option<RequestSpan>,
     counted: bool,
 }
 
@@ -185,6 +188,7 @@ impl Exchange {
             series: None,
             lease: None,
             place: None,
+            span: RequestSpan::begin("seldon-rproxy", fields),
             counted: false,
         }
     }
@@ -192,6 +196,13 @@ impl Exchange {
     /// The model that answers, if the request names one.
     pub(crate) fn internal(&self) -> Option<Arc<str>> {
         self.internal.clone()
+    }
+
+    /// Makes the inference server's spans children of this request's.
+    pub(crate) fn propagate(&self, fields: &mut http::HeaderMap) {
+        if let Some(span) = &self.span {
+            span.inject(fields);
+        }
     }
 
     /// Counts the answer and lets the model go.
@@ -209,6 +220,29 @@ impl Exchange {
         }
         self.place = None;
         self.lease = None;
+        if let Some(span) = self.span.take() {
+            self.describe(&span, code);
+        }
+    }
+
+    fn describe(&self, span: &RequestSpan, code: Code) {
+        let failed = match code {
+            Code::Http(status) => {
+                span.set("http.response.status_code", i64::from(status));
+                status >= 500 || status == 499
+            }
+            Code::Grpc(status) => {
+                span.set("rpc.grpc.status_code", i64::from(status));
+                status != 0
+            }
+        };
+        if failed {
+            span.fail();
+        }
+        span.set("seldon.method", self.label);
+        if let Some(internal) = &self.internal {
+            span.set("seldon.model_internal", internal.to_string());
+        }
     }
 }
 

@@ -43,6 +43,7 @@ pub(crate) async fn handle<M: Models>(
     *request.uri_mut() = path;
     *request.version_mut() = http::Version::HTTP_11;
     headers::strip(request.headers_mut());
+    exchange.propagate(request.headers_mut());
     if let Ok(host) = HeaderValue::from_str(&core.rest.address) {
         request.headers_mut().insert(header::HOST, host);
     }

@@ -13,6 +13,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use seldon_tls::ServerTls;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -32,12 +33,11 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 pub(crate) async fn serve<M: Models>(
     proxy: Proxy<M>,
     listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<ServerTls>,
     shutdown: CancellationToken,
 ) {
     let connections = TaskTracker::new();
     let abandon = CancellationToken::new();
-    let acceptor = tls.map(TlsAcceptor::from);
     let http = Arc::new(builder(&proxy.core.limits));
     loop {
         let accepted = tokio::select! {
@@ -49,7 +49,7 @@ pub(crate) async fn serve<M: Models>(
                 let connection = connection(
                     proxy.clone(),
                     http.clone(),
-                    acceptor.clone(),
+                    tls.as_ref().map(|tls| TlsAcceptor::from(tls.current())),
                     stream,
                     shutdown.clone(),
                 );

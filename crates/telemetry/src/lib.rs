@@ -2,11 +2,13 @@
 mod logs;
 mod metrics;
 mod propagation;
+mod spans;
 mod traces;
 
 pub use logs::{Level, UnknownLevel};
 pub use metrics::{render, serve};
 pub use propagation::{extract, inject};
+pub use spans::RequestSpan;
 pub use traces::{TracingConfig, TracingConfigError};
 
 /// Keeps exporters alive; spans that wait are sent when it is dropped.

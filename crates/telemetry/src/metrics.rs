@@ -7,7 +7,8 @@ use axum::{
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::net::TcpListener;
 
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Not OpenMetrics, which would ask for the suffix `_total` that some documented counters lack.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All metrics of a registry as text.
 pub fn render(registry: &Registry) -> String {
@@ -24,7 +25,7 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let scrape = |State(registry): State<Arc<Registry>>| async move {
-        ([(CONTENT_TYPE, OPEN_METRICS)], render(&registry)).into_response()
+        ([(CONTENT_TYPE, TEXT)], render(&registry)).into_response()
     };
     let app = Router::new()
         .route("/metrics", get(scrape))

@@ -1,5 +1,9 @@
 //! Traces by OTLP, from the documented tracing file.
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
@@ -88,6 +92,13 @@ impl TracingConfig {
     }
 }
 
+static EXPORTED: AtomicBool = AtomicBool::new(false);
+
+/// Says whether traces are exported in this process.
+pub(crate) fn are_exported() -> bool {
+    EXPORTED.load(Ordering::Relaxed)
+}
+
 pub(crate) fn provider(
     service: &'static str,
     config: &TracingConfig,
@@ -110,6 +121,7 @@ pub(crate) fn provider(
     opentelemetry::global::set_text_map_propagator(
         opentelemetry_sdk::propagation::TraceContextPropagator::new(),
     );
+    EXPORTED.store(true, Ordering::Relaxed);
     Ok(provider)
 }
 

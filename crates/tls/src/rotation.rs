@@ -18,6 +18,13 @@ pub struct ServerTls(watch::Receiver<Arc<ServerConfig>>);
 #[derive(Clone)]
 pub struct ClientTls(watch::Receiver<Arc<ClientConfig>>);
 
+impl From<watch::Receiver<Arc<ServerConfig>>> for ServerTls {
+    /// Configurations that someone else keeps current.
+    fn from(configs: watch::Receiver<Arc<ServerConfig>>) -> Self {
+        Self(configs)
+    }
+}
+
 impl ServerTls {
     /// Builds the first configuration and follows the files for as long as anyone holds this. Needs a tokio runtime.
     pub fn follow(own: Files, peer: Files, alpn: &'static [&'static [u8]]) -> Result<Self, Error> {
