@@ -49,13 +49,19 @@ pub struct Settings {
     pub retry_for: Duration,
 }
 
-/// A downloaded artefact; its folder is removed when the last user is gone.
-#[derive(Debug)]
+/// A downloaded artefact; its folder is removed when the last user is gone. While anyone uses it, others share it.
+#[derive(Debug, Clone)]
 pub struct Fetched {
     pub folder: PathBuf,
+    _copy: Arc<Shared>,
 }
 
-impl Drop for Fetched {
+#[derive(Debug)]
+struct Download {
+    folder: PathBuf,
+}
+
+impl Drop for Download {
     fn drop(&mut self) {
         let folder = std::mem::take(&mut self.folder);
         let remove = move || drop(crate::repository::remove_folder(&folder));
@@ -74,7 +80,7 @@ struct Source {
     fs: String,
 }
 
-type Shared = OnceCell<Arc<Fetched>>;
+type Shared = OnceCell<Download>;
 
 /// Fetches artefacts through rclone.
 pub struct Artefacts {
@@ -101,13 +107,18 @@ impl Artefacts {
     }
 
     /// Brings a model's artefact into a folder of its own.
-    pub async fn fetch(&self, spec: &ModelSpec) -> Result<Arc<Fetched>, FetchError> {
+    pub async fn fetch(&self, spec: &ModelSpec) -> Result<Fetched, FetchError> {
         let source = self.source(spec).await?;
         let shared = self.shared(&source);
-        let fetched = shared
+        let folder = shared
             .get_or_try_init(|| self.permits.run(self.download(&source)))
-            .await?;
-        Ok(fetched.clone())
+            .await?
+            .folder
+            .clone();
+        Ok(Fetched {
+            folder,
+            _copy: shared,
+        })
     }
 
     /// One download for all who ask while it runs or is in use.
@@ -192,7 +203,7 @@ impl Artefacts {
         }
         if !uri::inside(&real, &roots) {
             let (path, roots) = (
-                path.display().to_string(),
+                uri::redacted(&path.display().to_string()),
                 uri::names(&self.settings.local_roots),
             );
             return Err(UriError::OutsideRoots { path, roots }.into());
@@ -200,20 +211,20 @@ impl Artefacts {
         Ok(real.to_string_lossy().into_owned())
     }
 
-    async fn download(&self, source: &Source) -> Result<Arc<Fetched>, FetchError> {
+    async fn download(&self, source: &Source) -> Result<Download, FetchError> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let folder = self
             .settings
             .folder
             .join(format!("{}-{number}", fnv32a(&source.location.to_string())));
-        let fetched = Arc::new(Fetched { folder });
+        let fetched = Download { folder };
         let from: Value = serde_json::from_str(&source.fs).unwrap_or_default();
         let copy = || {
             self.remotes
                 .rclone()
                 .copy(from.clone(), &fetched.folder, self.settings.limit)
         };
-        let uri = source.location.to_string();
+        let uri = uri::redacted(&source.location.to_string());
         match copy
             .retry(self.back_off())
             .when(RcloneError::is_transient)

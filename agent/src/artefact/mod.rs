@@ -11,3 +11,4 @@ pub use process::{Own, start};
 pub use rclone::{Endpoint, Rclone, RcloneError};
 pub use remotes::Remotes;
 pub use storage::{Storage, StorageError};
+pub use uri::redacted;

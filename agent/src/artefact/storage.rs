@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::config::{self, DocumentError};
 
 /// Backends that read another remote or the agent's own disk, which a Model's author must not choose.
-const WRAPPERS: [&str; 12] = [
+const WRAPPERS: [&str; 13] = [
     "alias",
     "cache",
     "chunker",
@@ -13,6 +13,8 @@ const WRAPPERS: [&str; 12] = [
     "compress",
     "crypt",
     "hasher",
+    // Hosts are for the operator to allow, see --allowed-http-hosts.
+    "http",
     "local",
     "memory",
     "union",
@@ -56,10 +58,12 @@ pub enum StorageError {
     )]
     OtherName { name: String, wanted: String },
     #[error(
-        "storage type {0:?} is not allowed in a model's storage configuration: it reads other remotes or the agent's disk"
+        "storage type {0:?} is not allowed in a model's storage configuration: it reads other remotes, the agent's disk or hosts that are not allowed"
     )]
     TypeNotAllowed(String),
-    #[error("storage parameter {0:?} is not allowed: it would start a program")]
+    #[error(
+        "storage parameter {0:?} is not allowed: it would start a program, or use files or credentials of the agent"
+    )]
     ParameterNotAllowed(String),
     #[error("storage parameter {0:?} must be a string, number or boolean")]
     ParameterNotScalar(String),
@@ -94,6 +98,8 @@ impl Storage {
             if name.ends_with("command")
                 || name == "ssh"
                 || name == "ssl_key"
+                || name.ends_with("_file")
+                || (name == "env_auth" && !is_off(value))
                 || !is_word(name)
                 || name.starts_with('_')
             {
@@ -120,6 +126,14 @@ impl Storage {
         fs.insert("type".to_owned(), Value::String(self.kind.clone()));
         fs.insert("_root".to_owned(), Value::String(path.to_owned()));
         Value::Object(fs)
+    }
+}
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => !on,
+        Value::String(text) => text.eq_ignore_ascii_case("false"),
+        _ => false,
     }
 }
 
@@ -166,7 +180,7 @@ mod tests {
             check("{\"name\":\"y\",\"type\":\"s3\",\"parameters\":{}}"),
             StorageError::OtherName { .. }
         ));
-        for kind in ["local", "alias", "union", "crypt", "s3,x=1"] {
+        for kind in ["local", "alias", "union", "crypt", "http", "s3,x=1"] {
             let text = serde_json::json!({"name": "x", "type": kind, "parameters": {}}).to_string();
             assert_eq!(check(&text), StorageError::TypeNotAllowed(kind.to_owned()));
         }
@@ -174,6 +188,8 @@ mod tests {
             "bearer_token_command",
             "ssh",
             "server_command",
+            "env_auth",
+            "service_account_file",
             "_root",
             "a=b",
         ] {

@@ -62,6 +62,19 @@ pub enum UriError {
     HostNotAllowed(String),
 }
 
+/// A location as errors show it: without what may be a user and a password, or a signature in a query.
+pub fn redacted(uri: &str) -> String {
+    let shown = uri.split(['?', '#']).next().unwrap_or_default();
+    let Some((_, rest)) = uri.rsplit_once('@') else {
+        return shown.to_owned();
+    };
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    match uri.split_once("://") {
+        Some((scheme, _)) if is_remote_name(scheme) => format!("{scheme}://***@{rest}"),
+        _ => format!("***@{rest}"),
+    }
+}
+
 /// Parses a `storageUri` and checks it against the policy.
 pub fn parse(uri: &str, policy: &Policy) -> Result<Location, UriError> {
     let uri = uri.trim_matches(' ');
@@ -81,16 +94,16 @@ pub fn parse(uri: &str, policy: &Policy) -> Result<Location, UriError> {
         return local(uri, policy);
     }
     let Some((name, rest)) = uri.split_once(':') else {
-        return Err(UriError::NoScheme(uri.to_owned()));
+        return Err(UriError::NoScheme(redacted(uri)));
     };
     if name.contains([',', '"', '\'', '=', '{', '}']) {
         return Err(UriError::ConnectionString);
     }
     if !is_remote_name(name) {
-        return Err(UriError::NoScheme(uri.to_owned()));
+        return Err(UriError::NoScheme(redacted(uri)));
     }
     if has_parent(rest) {
-        return Err(UriError::ParentFolder(uri.to_owned()));
+        return Err(UriError::ParentFolder(redacted(uri)));
     }
     if matches!(name, "http" | "https") && rest.starts_with("//") {
         return http(name, &rest[2..], policy);
@@ -138,7 +151,8 @@ fn http(scheme: &str, rest: &str, policy: &Policy) -> Result<Location, UriError>
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     if !policy.http_hosts.contains(host) {
         // A user name or password in front of the host is never shown.
-        let shown = host.rsplit('@').next().unwrap_or_default();
+        let shown = rest.rsplit('@').next().unwrap_or_default();
+        let shown = shown.split(['/', '?', '#']).next().unwrap_or_default();
         return Err(UriError::HostNotAllowed(shown.to_owned()));
     }
     let path = path.trim_end_matches('/');
@@ -153,7 +167,7 @@ fn http(scheme: &str, rest: &str, policy: &Policy) -> Result<Location, UriError>
 
 fn local(uri: &str, policy: &Policy) -> Result<Location, UriError> {
     if has_parent(uri) {
-        return Err(UriError::ParentFolder(uri.to_owned()));
+        return Err(UriError::ParentFolder(redacted(uri)));
     }
     let path: PathBuf = Path::new(uri)
         .components()
@@ -161,7 +175,7 @@ fn local(uri: &str, policy: &Policy) -> Result<Location, UriError> {
         .collect();
     if !inside(&path, &policy.local_roots) {
         return Err(UriError::OutsideRoots {
-            path: path.display().to_string(),
+            path: redacted(&path.display().to_string()),
             roots: names(&policy.local_roots),
         });
     }
@@ -345,6 +359,22 @@ mod tests {
             tail in "[:/.,\\\\a-z\"'@]{0,20}",
         ) {
             holds(&format!("{head}{tail}"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_error_repeats_a_user_or_password(
+            scheme in "(https?|gs|minio|file|ä|/|//|gs )",
+            before in "[a-z:/.?#]{0,6}", after in "[a-z:/.?#]{0,6}",
+            host in "(models.example|elsewhere|bucket)",
+            tail in "[:/.\\\\a-z?@]{0,20}",
+        ) {
+            let uri = format!("{scheme}://{before}PLANTED{after}@{host}/{tail}");
+            if let Err(error) = parse(&uri, &policy()) {
+                prop_assert!(!error.to_string().contains("PLANTED"), "{uri}: {error}");
+            }
+            prop_assert!(!redacted(&uri).contains("PLANTED"), "{uri}");
         }
     }
 
