@@ -1,4 +1,6 @@
 //! Small services for the machinery around an agent: readiness, drain, debug.
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -56,7 +58,7 @@ pub async fn drainer(
 ) -> std::io::Result<()> {
     let terminate = |State(control): State<Control>| async move {
         // A caller that gives up must not end the drain.
-        let drained = tokio::spawn(async move { control.drain().await }).await;
+        let drained = tokio::spawn(async move { control.drain(Duration::MAX).await }).await;
         if drained.unwrap_or(false) {
             "drained\n"
         } else {

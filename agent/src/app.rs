@@ -21,6 +21,9 @@ use crate::options::Options;
 use crate::repository::{InferUri, Mlserver};
 use crate::server::{self, InferenceServer};
 
+/// How long a scheduler that is away is waited for when the agent is told to end.
+const ABSENCE: Duration = Duration::from_secs(5);
+
 /// Every port of an agent, bound before anything starts.
 pub struct Listeners {
     pub rest: TcpListener,
@@ -63,7 +66,11 @@ pub async fn run(
     let end = CancellationToken::new();
     let _end = end.clone().drop_guard();
     let rclone = rclone(&options, &end).await?;
-    let remotes = Arc::new(Remotes::new(rclone));
+    let remotes = Arc::new(if owns_rclone_config(&options) {
+        Remotes::exclusive(rclone)
+    } else {
+        Remotes::new(rclone)
+    });
     let mut families = Families::default();
     let metrics = Metrics::new(
         &seldon_agent_proxy::Identity {
@@ -121,11 +128,7 @@ pub async fn run(
     let proxies_end = CancellationToken::new();
     let mut proxies = JoinSet::new();
     for listener in [rest, grpc] {
-        let (proxy, tls, end) = (
-            proxy.clone(),
-            tls.as_ref().map(ServerTls::current),
-            proxies_end.clone(),
-        );
+        let (proxy, tls, end) = (proxy.clone(), tls.clone(), proxies_end.clone());
         proxies.spawn(async move { proxy.serve(listener, tls, end).await });
     }
     tracing::info!(
@@ -191,7 +194,7 @@ pub async fn run(
     if ended.is_ok() {
         tracing::info!("draining");
         tokio::select! {
-            _ = control.drain() => {}
+            _ = control.drain(ABSENCE) => {}
             () = now.cancelled() => {}
         }
     }
@@ -222,9 +225,18 @@ fn serve_admin(
     services.spawn(async move { Ok(ready.await?) });
 }
 
+/// Says whether the agent writes rclone's configuration file alone.
+fn owns_rclone_config(options: &Options) -> bool {
+    starts_rclone(options) && options.rclone_config.is_none()
+}
+
+fn starts_rclone(options: &Options) -> bool {
+    options.rclone_binary.is_some() || options.rclone_host.is_empty()
+}
+
 /// The given rclone, or one of our own where none is given.
 async fn rclone(options: &Options, end: &CancellationToken) -> anyhow::Result<Rclone> {
-    if options.rclone_binary.is_none() && !options.rclone_host.is_empty() {
+    if !starts_rclone(options) {
         let (host, port) = (
             options.rclone_host.clone(),
             Arc::new(options.rclone_port.into()),

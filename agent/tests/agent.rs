@@ -27,7 +27,8 @@ async fn loads_serves_and_unloads() {
         ("mlserver", 2)
     );
     assert!(subscription.shared && subscription.loaded_models.is_empty());
-    assert_eq!(subscription.available_memory_bytes, 1200);
+    // Over-commitment needs eviction.
+    assert_eq!(subscription.available_memory_bytes, 1000);
     let config = subscription.replica_config.unwrap();
     assert_eq!(config.inference_http_port, i32::from(agent.proxy));
     assert_eq!(config.inference_grpc_port, config.inference_http_port);
@@ -45,7 +46,7 @@ async fn loads_serves_and_unloads() {
             event.available_memory_bytes,
             event.replica_idx
         ),
-        (1, 1100, 2)
+        (1, 900, 2)
     );
     assert!(event.runtime_info.is_some());
     assert!(world.installed("iris_1").join("1/model.joblib").exists());
@@ -66,7 +67,7 @@ async fn loads_serves_and_unloads() {
     let event = world.scheduler.event("iris").await;
     assert_eq!(
         (event.event(), event.available_memory_bytes),
-        (Event::Unloaded, 1200)
+        (Event::Unloaded, 1000)
     );
     assert!(!world.inference.is_ready("iris_1"));
     // A request that comes late costs a reload, not an error; many share one.
@@ -206,6 +207,10 @@ async fn a_hung_load_disturbs_nobody_and_can_be_unloaded() {
         (world.inference.loads("hung_1") == 1).then_some(())
     })
     .await;
+    // The scheduler's reconciliation repeats the order: the load under way goes on.
+    world.scheduler.hang_up();
+    world.scheduler.subscription(1).await;
+    world.scheduler.order(LoadModel, &model("hung", 1, IRIS));
     for number in 0..20 {
         world
             .scheduler
@@ -217,6 +222,7 @@ async fn a_hung_load_disturbs_nobody_and_can_be_unloaded() {
             Event::Loaded
         );
     }
+    assert_eq!(world.inference.loads("hung_1"), 1);
     // The agent's own rclone dies and comes back.
     let pid_file = world.folder.path().join("agent/rclone-process/rclone.pid");
     let pid = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
@@ -321,6 +327,85 @@ async fn reloads_after_the_inference_server_restarts() {
         (get(agent.readiness, "/ready").await.0 == 200).then_some(())
     })
     .await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_while_models_are_restored_loses_none() {
+    let mut world = World::new().await;
+    let agent = world.agent(&[]).await;
+    world.scheduler.subscription(0).await;
+    for name in ["one", "two"] {
+        world.scheduler.order(LoadModel, &model(name, 1, IRIS));
+        assert_eq!(world.scheduler.event(name).await.event(), Event::Loaded);
+    }
+    world.kill_inference();
+    until("not ready", async || {
+        (get(agent.readiness, "/ready").await.0 == 503).then_some(())
+    })
+    .await;
+    world.inference.memory.lock().unwrap().restarts_after = Some("two_1".into());
+    world.revive_inference().await;
+    let again = world.scheduler.subscription(1).await;
+    assert_eq!(again.loaded_models.len(), 2);
+    for internal in ["one_1", "two_1"] {
+        assert!(world.inference.is_ready(internal), "{internal}");
+        assert_eq!(agent.infer(internal).await.as_deref(), Ok(internal));
+    }
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_released_model_leaves_nothing_in_the_inference_server() {
+    let world = World::new().await;
+    let agent = world.agent(&["--unload-retention-seconds=1"]).await;
+    world.scheduler.subscription(0).await;
+    world.scheduler.order(LoadModel, &model("iris", 1, IRIS));
+    assert_eq!(world.scheduler.event("iris").await.event(), Event::Loaded);
+    world.scheduler.order(UnloadModel, &model("iris", 1, IRIS));
+    assert_eq!(world.scheduler.event("iris").await.event(), Event::Unloaded);
+    // As a load that was given up leaves it behind.
+    let remember = || {
+        world
+            .inference
+            .memory
+            .lock()
+            .unwrap()
+            .ready
+            .insert("iris_1".into())
+    };
+    remember();
+    world.scheduler.order(UnloadModel, &model("iris", 1, IRIS));
+    assert_eq!(world.scheduler.event("iris").await.event(), Event::Unloaded);
+    assert!(!world.inference.is_ready("iris_1"), "at the order");
+    remember();
+    until("the model's end", async || {
+        (!world.installed("iris_1").exists()).then_some(())
+    })
+    .await;
+    assert!(!world.inference.is_ready("iris_1"), "at its end");
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_could_not_be_asked_is_asked_again() {
+    let mut world = World::new().await;
+    let agent = world.agent(&["--max-drain-seconds=1"]).await;
+    world.scheduler.subscription(0).await;
+    until("readiness", async || {
+        (get(agent.readiness, "/ready").await.0 == 200).then_some(())
+    })
+    .await;
+    world.kill_scheduler();
+    let asked_in_vain = get(agent.drainer, "/terminate").await.1;
+    assert!(asked_in_vain.starts_with("not drained"), "{asked_in_vain}");
+    world.restart_scheduler().await;
+    world.scheduler.subscription(1).await;
+    until("the drain", async || {
+        (get(agent.drainer, "/terminate").await.1 == "drained\n").then_some(())
+    })
+    .await;
+    assert_eq!(world.scheduler.seen.lock().unwrap().drains.len(), 1);
     agent.end().await;
 }
 

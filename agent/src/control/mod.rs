@@ -10,10 +10,10 @@ use seldon_proto::agent::{
     AgentDrainRequest, AgentSubscribeRequest, ModelOperationMessage, ReplicaConfig,
     model_operation_message::Operation,
 };
-use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::models::{Outcome, Registry};
 pub use outbox::Outbox;
@@ -26,8 +26,6 @@ const SHORT_PAUSE: Duration = Duration::from_secs(1);
 const LONG_PAUSE: Duration = Duration::from_secs(15);
 /// A scheduler that is away for longer than this is asked less often.
 const SHORT_OUTAGE: Duration = Duration::from_secs(60);
-/// A scheduler may answer a subscription only with its first message; without an error for this time it stands.
-const SILENT_CONSENT: Duration = Duration::from_secs(1);
 
 /// Who this replica is.
 #[derive(Debug, Clone)]
@@ -58,7 +56,8 @@ struct Inner {
     phase: watch::Sender<Phase>,
     connected: watch::Sender<bool>,
     sequence: AtomicU64,
-    drained: OnceCell<bool>,
+    /// True when the scheduler has moved everything away; held while it is asked.
+    drained: tokio::sync::Mutex<bool>,
     drain_limit: Duration,
     /// The last failure that was logged: a scheduler that is away for long is not worth a line a second.
     told: tokio::sync::Mutex<String>,
@@ -80,7 +79,7 @@ impl Control {
             phase: watch::Sender::default(),
             connected: watch::Sender::new(false),
             sequence: AtomicU64::new(0),
-            drained: OnceCell::new(),
+            drained: tokio::sync::Mutex::default(),
             drain_limit,
             told: tokio::sync::Mutex::default(),
         }))
@@ -161,18 +160,8 @@ impl Control {
             available_memory_bytes: inner.registry.available(),
         };
         let mut client = inner.client.clone();
-        let mut subscribing = std::pin::pin!(client.subscribe(request));
-        let stream = tokio::select! {
-            stream = &mut subscribing => stream,
-            () = tokio::time::sleep(SILENT_CONSENT) => {
-                // A scheduler whose gRPC sends headers only with the first message. While it cannot be reached, the
-                // connect time-out (well below this) would have ended the call.
-                inner.phase.send_modify(|phase| phase.registered = true);
-                inner.connected.send_replace(true);
-                subscribing.await
-            }
-        };
-        match stream {
+        // Resolves with the headers of the answer, which our scheduler sends as soon as it has accepted.
+        match client.subscribe(request).await {
             Ok(stream) => {
                 tracing::info!("registered with the scheduler");
                 inner.told.lock().await.clear();
@@ -241,31 +230,44 @@ impl Control {
         });
     }
 
-    /// Asks the scheduler to move this replica's models elsewhere and waits until it has. Only the first call asks.
-    pub async fn drain(&self) -> bool {
+    /// Asks the scheduler to move this replica's models elsewhere and waits until it has, for the time of a drain at
+    /// most. A scheduler that is away for no longer than `absence` is waited for. What has succeeded is not asked again;
+    /// what failed can be.
+    pub async fn drain(&self, absence: Duration) -> bool {
         let inner = &self.0;
-        let ask = || async {
-            inner.phase.send_modify(|phase| phase.draining = true);
-            if !*inner.connected.borrow() {
-                return false;
-            }
-            let mut request = Request::new(AgentDrainRequest {
-                server_name: inner.identity.server_name.clone(),
-                replica_idx: inner.identity.replica_idx,
-            });
-            request.set_timeout(inner.drain_limit);
-            match inner.client.clone().agent_drain(request).await {
-                Ok(answer) => answer.into_inner().success,
-                Err(status) => {
-                    tracing::warn!(
-                        reason = describe(&status),
-                        "the scheduler did not move the models away"
-                    );
-                    false
-                }
-            }
+        inner.phase.send_modify(|phase| phase.draining = true);
+        let mut drained = inner.drained.lock().await;
+        if !*drained {
+            let ask = self.ask_for_drain(absence);
+            *drained = tokio::time::timeout(inner.drain_limit, ask)
+                .await
+                .unwrap_or(false);
+        }
+        *drained
+    }
+
+    async fn ask_for_drain(&self, absence: Duration) -> bool {
+        let inner = &self.0;
+        let mut connected = inner.connected.subscribe();
+        let stream = connected.wait_for(|connected| *connected);
+        if !matches!(tokio::time::timeout(absence, stream).await, Ok(Ok(_))) {
+            tracing::warn!("the scheduler could not be asked to move the models away");
+            return false;
+        }
+        let request = AgentDrainRequest {
+            server_name: inner.identity.server_name.clone(),
+            replica_idx: inner.identity.replica_idx,
         };
-        *inner.drained.get_or_init(ask).await
+        match inner.client.clone().agent_drain(request).await {
+            Ok(answer) => answer.into_inner().success,
+            Err(status) => {
+                tracing::warn!(
+                    reason = describe(&status),
+                    "the scheduler did not move the models away"
+                );
+                false
+            }
+        }
     }
 }
 

@@ -42,6 +42,7 @@ impl State {
 /// The newest order of the scheduler for one model.
 struct Orders {
     sequence: u64,
+    is_load: bool,
     cancel: CancellationToken,
 }
 
@@ -55,6 +56,8 @@ pub struct Entry {
     pub turn: tokio::sync::Mutex<()>,
     /// How often the inference server ended while this model was loaded into it.
     pub crashes: AtomicU32,
+    /// How often in a row it was loaded, and the inference server did not hold it afterwards.
+    pub unconfirmed: AtomicU32,
     /// Why it is gone.
     pub reason: OnceLock<String>,
     pub state: watch::Sender<State>,
@@ -77,6 +80,7 @@ impl Entry {
             bytes,
             turn: tokio::sync::Mutex::new(()),
             crashes: AtomicU32::new(0),
+            unconfirmed: AtomicU32::new(0),
             reason: OnceLock::new(),
             state: watch::Sender::new(state),
             in_flight: AtomicUsize::new(0),
@@ -100,6 +104,11 @@ impl Entry {
         }
         self.last_used.store(now(), Ordering::Relaxed);
         Some(guard)
+    }
+
+    /// Says whether a request is in flight.
+    pub fn is_answering(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) > 0
     }
 
     /// Resolves when no request is in flight.
@@ -131,6 +140,15 @@ impl Entry {
         };
         self.version.version == other.version && plain(&self.version) == plain(other)
     }
+
+    /// Says whether an order asks for what a load of this model under way does already, credentials included.
+    pub fn is_same_load(&self, other: &ModelVersion) -> bool {
+        let storage = |version: &ModelVersion| {
+            let spec = version.model.as_ref()?.model_spec.as_ref()?;
+            spec.storage_config.clone()
+        };
+        self.is_same(other) && storage(&self.version) == storage(other)
+    }
 }
 
 /// A request in flight.
@@ -150,7 +168,12 @@ pub struct OrderBook(Mutex<std::collections::HashMap<String, Orders>>);
 
 impl OrderBook {
     /// Takes note of an order and cancels the work on an older one. `None` when a newer one is known.
-    pub fn accept(&self, internal: &str, sequence: u64) -> Option<CancellationToken> {
+    pub fn accept(
+        &self,
+        internal: &str,
+        sequence: u64,
+        is_load: bool,
+    ) -> Option<CancellationToken> {
         let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = orders.get(internal) {
             if known.sequence > sequence {
@@ -163,10 +186,22 @@ impl OrderBook {
             internal.to_owned(),
             Orders {
                 sequence,
+                is_load,
                 cancel: cancel.clone(),
             },
         );
         Some(cancel)
+    }
+
+    /// Takes over from the order that is being followed, if that is an older load; its work goes on.
+    pub fn join(&self, internal: &str, sequence: u64) -> Option<CancellationToken> {
+        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = orders.get_mut(internal)?;
+        if !known.is_load || known.sequence > sequence || known.cancel.is_cancelled() {
+            return None;
+        }
+        known.sequence = sequence;
+        Some(known.cancel.clone())
     }
 
     /// Forgets a model whose newest order this is.
@@ -293,13 +328,26 @@ mod tests {
     #[test]
     fn newer_orders_cancel_older_ones() {
         let book = OrderBook::default();
-        let first = book.accept("a_1", 1).expect("the first");
-        let third = book.accept("a_1", 3).expect("newer");
+        let first = book.accept("a_1", 1, true).expect("the first");
+        let third = book.accept("a_1", 3, true).expect("newer");
         assert!(first.is_cancelled() && !third.is_cancelled());
-        assert!(book.accept("a_1", 2).is_none(), "late");
+        assert!(book.accept("a_1", 2, true).is_none(), "late");
         book.done("a_1", 1);
-        assert!(book.accept("a_1", 2).is_none(), "still known");
+        assert!(book.accept("a_1", 2, true).is_none(), "still known");
         book.done("a_1", 3);
-        assert!(book.accept("a_1", 2).is_some());
+        assert!(book.accept("a_1", 2, true).is_some());
+    }
+
+    #[test]
+    fn a_load_is_joined_and_an_unload_is_not() {
+        let book = OrderBook::default();
+        assert!(book.join("a_1", 1).is_none(), "nothing to join");
+        let load = book.accept("a_1", 2, true).expect("the first");
+        assert!(book.join("a_1", 1).is_none(), "late");
+        let joined = book.join("a_1", 3).expect("the same load");
+        assert!(!load.is_cancelled());
+        book.accept("a_1", 4, false).expect("newer");
+        assert!(load.is_cancelled() && joined.is_cancelled());
+        assert!(book.join("a_1", 5).is_none(), "an unload");
     }
 }

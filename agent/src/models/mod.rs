@@ -33,8 +33,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Memory that may be booked, over-commitment included.
-    pub fn limit(self) -> u64 {
+    /// Memory with over-commitment, which is shown only: without eviction nothing could be booked beyond `total`.
+    pub fn with_overcommit(self) -> u64 {
         let budget = u128::from(self.total) * u128::from(self.overcommit_percentage) / 100;
         self.total
             .saturating_add(u64::try_from(budget).unwrap_or(u64::MAX))
@@ -105,7 +105,14 @@ impl Registry {
             times,
             unasked,
         } = parts;
-        metrics.gauges().capacity(memory.total, memory.limit());
+        metrics
+            .gauges()
+            .capacity(memory.total, memory.with_overcommit());
+        if memory.overcommit_percentage > 0 {
+            tracing::warn!(
+                "--over-commit-percentage has no effect: this version does not evict models, so memory is booked up to --memory-bytes"
+            );
+        }
         let registry = Self(Arc::new(Inner {
             models: RwLock::default(),
             orders: OrderBook::default(),
@@ -148,7 +155,7 @@ impl Registry {
     pub fn available(&self) -> u64 {
         self.0
             .memory
-            .limit()
+            .total
             .saturating_sub(self.0.used.load(Ordering::SeqCst))
     }
 
@@ -179,6 +186,11 @@ impl Registry {
     /// Whether the inference server holds what it should.
     pub fn up(&self) -> watch::Receiver<bool> {
         self.0.up.subscribe()
+    }
+
+    /// Says whether any request is in flight.
+    pub fn is_answering(&self) -> bool {
+        self.entries().iter().any(|entry| entry.is_answering())
     }
 
     /// What the debug service shows.

@@ -16,6 +16,9 @@ use crate::server::ServerError;
 /// Rounds of loading a model while the inference server ends, before the model is blamed.
 pub(super) const CRASHES: u32 = 3;
 
+/// How long the inference server is asked to give up a model that it may not even hold.
+const CLEAR_OUT: Duration = Duration::from_secs(10);
+
 /// How an order ended: what the scheduler is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -40,11 +43,22 @@ impl Registry {
             Ok(internal) => internal,
             Err(reason) => return Outcome::LoadFailed(reason),
         };
-        let Some(cancel) = self.0.orders.accept(&internal, sequence) else {
-            return Outcome::Superseded;
+        let under_way = self
+            .find(&internal)
+            .filter(|known| known.state() == State::Loading && known.is_same_load(&version));
+        let joined = under_way.and_then(|known| {
+            let cancel = self.0.orders.join(&internal, sequence)?;
+            Some((known, cancel))
+        });
+        let outcome = if let Some((known, cancel)) = joined {
+            outcome_of(&known, &cancel).await
+        } else {
+            let Some(cancel) = self.0.orders.accept(&internal, sequence, true) else {
+                return Outcome::Superseded;
+            };
+            self.0.metrics.gauges().count_load();
+            self.load_in_turn(&internal, version, &cancel).await
         };
-        self.0.metrics.gauges().count_load();
-        let outcome = self.load_in_turn(&internal, version, &cancel).await;
         if matches!(outcome, Outcome::LoadFailed(_)) {
             self.0.orders.done(&internal, sequence);
         }
@@ -102,9 +116,13 @@ impl Registry {
     async fn load_entry(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Outcome {
         let limit = self.0.times.load;
         let late = || Broken::Failed(format!("it was not loaded within {limit:?}"));
-        let result = tokio::time::timeout(limit, self.bring(entry, cancel))
-            .await
-            .unwrap_or_else(|_| Err(late()));
+        let result = match tokio::time::timeout(limit, self.bring(entry, cancel)).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.clear_out(entry).await;
+                Err(late())
+            }
+        };
         match result {
             Ok(()) => {
                 self.set(entry, State::Loaded);
@@ -133,7 +151,7 @@ impl Registry {
         };
         let record = without_credentials(self.described(&entry.version)).encode_to_vec();
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
-        let uri = spec.uri.clone();
+        let uri = crate::artefact::redacted(&spec.uri);
         let install = move || repository.install(&fetched.folder, &spec, &internal, &record);
         match tokio::task::spawn_blocking(install).await {
             Ok(Ok(())) => {}
@@ -151,7 +169,28 @@ impl Registry {
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Broken::Cancelled),
-            loaded = self.load_on_server(entry) => loaded.map_err(Broken::Failed),
+            loaded = self.load_on_server(entry) => {
+                if loaded.is_err() {
+                    self.clear_out(entry).await;
+                }
+                loaded.map_err(Broken::Failed)
+            }
+        }
+    }
+
+    /// Makes sure that the inference server does not hold a model whose files go: after a failure it might.
+    async fn clear_out(&self, entry: &Arc<Entry>) {
+        let unload = self.0.server.unload(&entry.internal);
+        match tokio::time::timeout(CLEAR_OUT, unload).await {
+            // A server that ended holds nothing.
+            Ok(Ok(()) | Err(ServerError::Unreachable)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(model = entry.internal, %error, "a model may be left in the inference server's memory")
+            }
+            Err(_) => tracing::warn!(
+                model = entry.internal,
+                "a model may be left in the inference server's memory: it does not answer"
+            ),
         }
     }
 
@@ -180,7 +219,7 @@ impl Registry {
             Ok(internal) => internal,
             Err(reason) => return Outcome::UnloadFailed(reason),
         };
-        let Some(cancel) = self.0.orders.accept(&internal, sequence) else {
+        let Some(cancel) = self.0.orders.accept(&internal, sequence, false) else {
             return Outcome::Superseded;
         };
         self.0.metrics.gauges().count_unload();
@@ -190,8 +229,10 @@ impl Registry {
         };
         self.stop_restoring(&entry);
         let outcome = self.unload_entry(&entry, &cancel).await;
-        if outcome == Outcome::Unloaded {
-            tokio::spawn(self.clone().retire(entry, cancel, sequence));
+        if outcome != Outcome::Superseded {
+            // A failed unload is tried again there, and told when it succeeds.
+            let untold = outcome != Outcome::Unloaded;
+            tokio::spawn(self.clone().retire(entry, cancel, sequence, untold));
         }
         outcome
     }
@@ -208,10 +249,12 @@ impl Registry {
             State::Loaded => self.set(entry, State::Releasing),
             // Its load was cancelled half-way.
             State::Loading => {
-                let _ = self.0.server.unload(&entry.internal).await;
+                self.clear_out(entry).await;
                 self.drop_model(entry, "it was unloaded").await;
             }
-            State::Restoring | State::Releasing | State::Released | State::Gone => {}
+            // Its restoration may have been broken off half-way.
+            State::Restoring | State::Released => self.clear_out(entry).await,
+            State::Releasing | State::Gone => {}
         }
         if entry.state() != State::Releasing {
             return Outcome::Unloaded;
@@ -262,7 +305,13 @@ impl Registry {
     }
 
     /// Keeps an unloaded model's files for late requests, then removes it; a new order ends this.
-    async fn retire(self, entry: Arc<Entry>, cancel: CancellationToken, sequence: u64) {
+    async fn retire(
+        self,
+        entry: Arc<Entry>,
+        cancel: CancellationToken,
+        sequence: u64,
+        untold: bool,
+    ) {
         loop {
             tokio::select! {
                 biased;
@@ -283,11 +332,37 @@ impl Registry {
                         );
                     }
                 }
-                State::Released => break self.drop_model(&entry, "it was unloaded").await,
+                State::Released => {
+                    self.clear_out(&entry).await;
+                    self.drop_model(&entry, "it was unloaded").await;
+                    break;
+                }
                 _ => break,
             }
         }
+        if untold && entry.state() == State::Gone {
+            // The receiver lives as long as the control loop; without it nobody is to be told.
+            let _ = self
+                .0
+                .unasked
+                .send((entry.version.clone(), Outcome::Unloaded));
+        }
         self.0.orders.done(&entry.internal, sequence);
+    }
+}
+
+/// How a load under way ends, for an order that joined it.
+async fn outcome_of(entry: &Entry, cancel: &CancellationToken) -> Outcome {
+    let mut state = entry.state.subscribe();
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Outcome::Superseded,
+        // The entry holds the sender.
+        _ = state.wait_for(|state| *state != State::Loading) => match (entry.state(), entry.reason.get()) {
+            (State::Gone, Some(reason)) => Outcome::LoadFailed(reason.clone()),
+            (State::Gone, None) => Outcome::Superseded,
+            _ => Outcome::Loaded,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! Who is in the inference server's memory: requests that need a model, and a server that ended.
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,13 +14,19 @@ use crate::server::{Indexed, ServerError};
 /// How long a request waits for an inference server that restarts, before Envoy is made to try another replica.
 const AWAY: Duration = Duration::from_secs(3);
 
+/// Rounds in which a model was loaded and the inference server did not hold it, before the model is blamed: several
+/// restarts of the server in a row are not its fault.
+const UNCONFIRMED: u32 = 10;
+
 impl Models for Registry {
     async fn acquire(&self, internal: &str) -> Result<Lease, NotServed> {
         let entry = self.find(internal).ok_or(NotServed::Unknown)?;
         if let Some(in_flight) = entry.enter() {
             return Ok(Lease::new(in_flight));
         }
-        self.0.metrics.gauges().count_miss();
+        if entry.state() == State::Released {
+            self.0.metrics.gauges().count_miss();
+        }
         tokio::select! {
             biased;
             lease = self.wait_for(entry) => lease,
@@ -96,10 +103,11 @@ impl Registry {
     }
 
     /// Makes a live inference server hold what it should: models it still has are taken over, missing ones are loaded
-    /// again, unknown ones unloaded. Slow ones go on after the time limit. Fails when the server ends meanwhile.
+    /// again, unknown ones unloaded. Slow ones go on after the time limit. Fails when the server ends meanwhile, even
+    /// where it is back already: what it held is compared once more at the end.
     pub async fn restore(&self) -> Result<(), ServerError> {
         let index = self.0.server.index().await?;
-        let resident: std::collections::HashSet<&str> = index
+        let resident: HashSet<&str> = index
             .iter()
             .filter(|model| model.state == "READY")
             .map(|model| model.name.as_str())
@@ -120,10 +128,58 @@ impl Registry {
             }
         }
         let work = tokio::spawn(self.clone().restore_all(others, suspects));
-        let _ = tokio::time::timeout(self.0.times.restore, work).await;
-        self.0.server.live(Duration::from_secs(5)).await?;
+        let finished = tokio::time::timeout(self.0.times.restore, work)
+            .await
+            .is_ok();
+        self.confirm().await?;
+        let left = |entry: &Arc<Entry>| entry.state() == State::Restoring;
+        if finished && self.entries().iter().any(left) {
+            return Err(ServerError::Unreachable);
+        }
         self.0.up.send_replace(true);
         Ok(())
+    }
+
+    /// Asks whether the inference server holds everything that counts as loaded.
+    async fn confirm(&self) -> Result<(), ServerError> {
+        let is_loaded = |entry: &Arc<Entry>| entry.state() == State::Loaded;
+        // What is loaded while the server answers need not be in its answer.
+        let expected: Vec<_> = self.entries().into_iter().filter(is_loaded).collect();
+        let index = self.0.server.index().await?;
+        let ready: HashSet<&str> = index
+            .iter()
+            .filter(|model| model.state == "READY")
+            .map(|model| model.name.as_str())
+            .collect();
+        let mut missing = false;
+        for entry in expected {
+            if ready.contains(entry.internal.as_str()) {
+                entry.unconfirmed.store(0, Ordering::Relaxed);
+            } else if !is_loaded(&entry) {
+                // Unloaded meanwhile.
+            } else if entry.unconfirmed.fetch_add(1, Ordering::Relaxed) + 1 < UNCONFIRMED {
+                missing = true;
+            } else {
+                let reason = "it was loaded again and again after the inference server restarted, but did not become ready";
+                self.give_up(&entry, reason.to_owned()).await;
+            }
+        }
+        if missing {
+            return Err(ServerError::Refused(
+                "it does not hold all models that were loaded into it".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Drops a model and tells the scheduler, which did not ask.
+    async fn give_up(&self, entry: &Arc<Entry>, reason: String) {
+        self.drop_model(entry, &reason).await;
+        // The receiver lives as long as the control loop; without it nobody is to be told.
+        let _ = self
+            .0
+            .unasked
+            .send((entry.version.clone(), Outcome::LoadFailed(reason)));
     }
 
     async fn unload_strangers(&self, index: &[Indexed]) {
@@ -172,12 +228,7 @@ impl Registry {
                 let reason = format!(
                     "it could not be loaded again after the inference server restarted: {error}"
                 );
-                self.drop_model(entry, &reason).await;
-                // The receiver lives as long as the control loop; without it nobody is to be told.
-                let _ = self
-                    .0
-                    .unasked
-                    .send((entry.version.clone(), Outcome::LoadFailed(reason)));
+                self.give_up(entry, reason).await;
             }
         }
     }

@@ -8,7 +8,8 @@ use crate::models::Registry;
 
 /// How often a live server is asked.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long a server that loads nothing may be silent. A load may keep all of a server busy, an inference should not.
+/// How long an idle server may be silent. A load keeps all of a server busy, and so does an inference in a server
+/// without workers, which predicts in the loop that answers here.
 const QUIET_PATIENCE: Duration = Duration::from_secs(8);
 /// How often one that is away is asked.
 const IMPATIENT: Duration = Duration::from_millis(200);
@@ -29,11 +30,13 @@ pub async fn watch(
                 Ok(()) => tracing::info!("the inference server is ready"),
                 Err(error) => {
                     tracing::warn!(%error, "the inference server went away while its models were restored");
+                    registry.server_lost();
+                    lost();
                     tokio::time::sleep(IMPATIENT).await;
                     continue;
                 }
             }
-            let error = until_lost(&server, patience).await;
+            let error = until_lost(&server, &registry, patience).await;
             tracing::error!(%error, "the inference server is lost");
             registry.server_lost();
             lost();
@@ -56,13 +59,18 @@ async fn until_live(server: &InferenceServer) {
     }
 }
 
-/// A server that is busy with a load may be silent for as long as `patience`; one that refuses connections is gone.
-async fn until_lost(server: &InferenceServer, patience: Duration) -> ServerError {
+/// A server that is busy may be silent for as long as `patience`; one that refuses connections is gone.
+async fn until_lost(
+    server: &InferenceServer,
+    registry: &Registry,
+    patience: Duration,
+) -> ServerError {
+    let is_busy = || server.is_loading() || registry.is_answering();
     loop {
         tokio::time::sleep(PERIOD).await;
-        let was_loading = server.is_loading();
+        let was_busy = is_busy();
         let mut answer = server.live(QUIET_PATIENCE.min(patience)).await;
-        if answer == Err(ServerError::TimedOut) && (was_loading || server.is_loading()) {
+        if answer == Err(ServerError::TimedOut) && (was_busy || is_busy()) {
             answer = server.live(patience.saturating_sub(QUIET_PATIENCE)).await;
         }
         if let Err(error) = answer {

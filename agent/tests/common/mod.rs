@@ -180,6 +180,8 @@ pub struct Memory {
     pub unloads: HashMap<String, usize>,
     /// Models whose load never ends.
     pub hung: BTreeSet<String>,
+    /// Set: the next load of this model succeeds, and the server is found restarted right after it, empty.
+    pub restarts_after: Option<String>,
     /// Models whose load fails.
     pub broken: BTreeSet<String>,
 }
@@ -320,7 +322,13 @@ impl GrpcInferenceService for Inference {
                 .map_err(|_| Status::not_found(format!("Model {name} not found")))?;
         let settings: serde_json::Value = serde_json::from_str(&settings).unwrap();
         assert_eq!(settings["name"], name.as_str());
-        self.memory.lock().unwrap().ready.insert(name);
+        let mut memory = self.memory.lock().unwrap();
+        if memory.restarts_after.as_ref() == Some(&name) {
+            memory.restarts_after = None;
+            memory.ready.clear();
+        } else {
+            memory.ready.insert(name);
+        }
         Ok(Response::new(RepositoryModelLoadResponse {}))
     }
 
@@ -396,10 +404,14 @@ impl World {
         }
     }
 
-    /// Kills the scheduler and starts a new one on the same port.
-    pub async fn restart_scheduler(&mut self) {
+    pub fn kill_scheduler(&mut self) {
         self.scheduler_process.kill();
         self.scheduler.hang_up();
+    }
+
+    /// Kills the scheduler and starts a new one on the same port.
+    pub async fn restart_scheduler(&mut self) {
+        self.kill_scheduler();
         let listener = until("the scheduler's port", async || {
             bind(self.scheduler_port).ok()
         })
