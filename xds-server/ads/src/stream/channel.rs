@@ -1,6 +1,6 @@
 //! One type on one stream: what the client holds, what is on its way, what it refused.
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -144,6 +144,25 @@ impl Channel {
             name,
             content: Some(content),
         })
+    }
+
+    /// Names that are sent and not acknowledged, or wait to be sent.
+    pub(crate) fn on_the_way(&self) -> BTreeSet<Arc<str>> {
+        let sent = self.outstanding.iter().flat_map(|o| &o.items);
+        let waiting = self.retries.iter().flatten().chain(&self.adds);
+        sent.chain(waiting).map(|i| i.name.clone()).collect()
+    }
+
+    /// Takes back what waits to be sent and has changed since; it must be sent all the same.
+    pub(crate) fn recall_queued(&mut self) {
+        let Channel { adds, dirty, .. } = self;
+        adds.retain(|item| match dirty.get_mut(&item.name) {
+            Some(answer) => {
+                *answer = true;
+                false
+            }
+            None => true,
+        });
     }
 
     /// The client goes on with a former version of something it refused.

@@ -231,8 +231,13 @@ impl Stream {
     fn cut_endpoints(&mut self, view: View<'_>, kind: usize) -> BTreeSet<Arc<str>> {
         let channel = &mut self.channels[kind];
         channel.answer |= std::mem::take(&mut channel.owed);
-        let mut awaited = BTreeSet::new();
+        // What is on its way cannot be compared with what is held: it may be overtaken by the very state of before.
+        let mut awaited = channel.on_the_way();
         for (name, answer) in std::mem::take(&mut channel.dirty) {
+            if awaited.contains(&name) {
+                channel.dirty.insert(name, answer);
+                continue;
+            }
             let wanted = view.wanted(&self.node, kind, &name);
             match channel.need(name.clone(), answer, wanted) {
                 Need::Nothing => {}
@@ -246,9 +251,6 @@ impl Stream {
                 }),
             }
         }
-        let on_the_way = channel.outstanding.iter().flat_map(|o| &o.items);
-        let again = channel.retries.iter().flatten();
-        awaited.extend(on_the_way.chain(again).map(|i| i.name.clone()));
         awaited
     }
 
@@ -358,8 +360,14 @@ impl Stream {
     /// Endpoints are always those of the latest world.
     fn gather_endpoints(&mut self, view: View<'_>, kind: usize, removals: bool) {
         let channel = &mut self.channels[kind];
+        channel.recall_queued();
+        let again = channel.on_the_way();
         let mut gone = BTreeMap::new();
         for (name, answer) in std::mem::take(&mut channel.dirty) {
+            if again.contains(&name) {
+                gone.insert(name, answer);
+                continue;
+            }
             let wanted = view.wanted(&self.node, kind, &name);
             let absent = wanted.is_none();
             match channel.need(name.clone(), answer, wanted) {

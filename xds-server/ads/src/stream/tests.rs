@@ -464,3 +464,22 @@ fn any_request() -> impl Strategy<Value = Asked> {
             names,
         })
 }
+
+#[test]
+fn endpoints_that_go_back_to_what_is_held_while_others_are_on_their_way() {
+    use Op::*;
+    let ops = [
+        Endpoints(3, 35),
+        Scope(0, 3, 0, false),
+        Acknowledge(1),
+        Acknowledge(2),
+        Acknowledge(1),
+        Scope(0, 0, 0, false),
+        Acknowledge(1),
+        Scope(0, 3, 0, false),
+        Endpoints(3, 0),
+        Endpoints(3, 35),
+    ];
+    run(true, &ops);
+    run(false, &ops);
+}
