@@ -152,7 +152,12 @@ impl Registry {
         let record = without_credentials(self.described(&entry.version)).encode_to_vec();
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
         let uri = crate::artefact::redacted(&spec.uri);
-        let install = move || repository.install(&fetched.folder, &spec, &internal, &record);
+        // The whole copy goes along and ends with the installation: it must outlast a caller that gives up, and must not
+        // be shared with models that are loaded later, when the files at its address may be others.
+        let install = move || {
+            let copy = fetched;
+            repository.install(&copy.folder, &spec, &internal, &record)
+        };
         match tokio::task::spawn_blocking(install).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -72,7 +72,11 @@ fn create_for_owner(file: &Path) -> io::Result<()> {
         .create(true)
         .mode(OWNER_ONLY)
         .open(file)?;
-    fs::set_permissions(file, Permissions::from_mode(OWNER_ONLY))
+    // Made by another user on a shared volume, it may be ours to write and not to change.
+    if let Err(error) = fs::set_permissions(file, Permissions::from_mode(OWNER_ONLY)) {
+        tracing::warn!(file = %file.display(), %error, "others may be able to read the store");
+    }
+    Ok(())
 }
 
 fn prepare(database: &Database) -> Result<(), StoreError> {
