@@ -5,6 +5,7 @@ mod app;
 pub mod artefact;
 pub mod config;
 pub mod control;
+mod hash;
 pub mod models;
 mod options;
 mod permits;

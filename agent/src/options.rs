@@ -291,9 +291,7 @@ impl Pod {
         }
         let (server, hash) = stem.rsplit_once('-')?;
         let text = format!("{hash}-{last}");
-        let ordinal = text.bytes().fold(0x811c_9dc5_u32, |sum, byte| {
-            (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-        });
+        let ordinal = crate::hash::fnv32a(&text);
         Some(Self {
             server: server.to_owned(),
             ordinal,

@@ -213,10 +213,10 @@ impl Artefacts {
 
     async fn download(&self, source: &Source) -> Result<Download, FetchError> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let folder = self
-            .settings
-            .folder
-            .join(format!("{}-{number}", fnv32a(&source.location.to_string())));
+        let folder = self.settings.folder.join(format!(
+            "{}-{number}",
+            crate::hash::fnv32a(&source.location.to_string())
+        ));
         let fetched = Download { folder };
         let from: Value = serde_json::from_str(&source.fs).unwrap_or_default();
         let copy = || {
@@ -270,11 +270,4 @@ fn storage_of(spec: &ModelSpec) -> Result<Option<Storage>, FetchError> {
             Ok(Some(storage))
         }
     }
-}
-
-/// The documented hash in the names of download folders.
-fn fnv32a(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    })
 }

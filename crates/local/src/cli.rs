@@ -358,7 +358,7 @@ fn say(text: impl std::fmt::Display) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn tail(path: &Path, lines: usize) -> String {
+pub(crate) fn tail(path: &Path, lines: usize) -> String {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let all: Vec<&str> = text.lines().collect();

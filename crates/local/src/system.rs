@@ -194,10 +194,7 @@ impl System {
 
     /// Returns the last lines that a process printed.
     pub fn tail(&self, component: Component) -> String {
-        let text = std::fs::read(self.log(component)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
+        crate::cli::tail(&self.log(component), 15)
     }
 
     /// Ends every process, Envoys first, and waits for it.
