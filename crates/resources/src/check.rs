@@ -50,10 +50,12 @@ pub(crate) fn findings(manifest: &Manifest) -> Vec<Finding> {
         Manifest::Pipeline(pipeline) if pipeline.spec.steps.is_empty() => {
             found.push((&["spec", "steps"], "must name at least one step".to_owned()));
         }
-        Manifest::Experiment(experiment) if experiment.spec.candidates.is_empty() => {
+        Manifest::Experiment(experiment)
+            if experiment.spec.candidates.is_empty() && experiment.spec.mirror.is_none() =>
+        {
             found.push((
                 &["spec", "candidates"],
-                "must name at least one candidate".to_owned(),
+                "must name at least one candidate, where there is no mirror".to_owned(),
             ));
         }
         Manifest::Pipeline(_) | Manifest::Experiment(_) => {}

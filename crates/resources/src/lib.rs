@@ -18,7 +18,7 @@ mod tree;
 
 pub use check::is_valid_name;
 pub use error::{Mistake, Mistakes};
-pub use experiment::{Candidate, Experiment, ExperimentSpec, Mirror};
+pub use experiment::{Candidate, Cohort, Experiment, ExperimentSpec, Mirror, Rollout};
 pub use join::Join;
 pub use meta::ObjectMeta;
 pub use model::{Dataflow, Explainer, Llm, Logger, Model, ModelSpec, Parameter};

@@ -3,7 +3,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    Experiment, Mistake, Mistakes, Model, ObjectMeta, Pipeline, Server, check,
+    Experiment, Mistake, Mistakes, Model, ObjectMeta, Pipeline, Server, check, experiment,
     tree::{self, Node, Step},
 };
 
@@ -113,7 +113,16 @@ fn read_one(text: &str) -> Result<Option<Document>, Vec<Found>> {
         "Model" => Manifest::Model(typed(value, &node)?),
         "Server" => Manifest::Server(typed(value, &node)?),
         "Pipeline" => Manifest::Pipeline(typed(value, &node)?),
-        "Experiment" => Manifest::Experiment(typed(value, &node)?),
+        "Experiment" => {
+            let numbers = experiment::numbers(&value);
+            if !numbers.is_empty() {
+                return Err(numbers
+                    .into_iter()
+                    .map(|(path, reason)| located(&node, &path, reason))
+                    .collect());
+            }
+            Manifest::Experiment(typed(value, &node)?)
+        }
         _ => {
             let reason =
                 format!("\"{kind}\" is not known, expected Model, Server, Pipeline or Experiment");
@@ -136,6 +145,14 @@ fn read_one(text: &str) -> Result<Option<Document>, Vec<Found>> {
     } else {
         Err(found)
     }
+}
+
+fn located(node: &Node, path: &[Step<'_>], reason: String) -> Found {
+    (
+        node.line_of(path.iter().copied()),
+        tree::written(path),
+        reason,
+    )
 }
 
 fn kind_of(value: &Value, node: &Node) -> Result<String, Vec<Found>> {

@@ -75,6 +75,19 @@ pub(crate) enum Step<'a> {
     Index(usize),
 }
 
+/// A path as mistakes name it: `spec.candidates[1].weight`.
+pub(crate) fn written(path: &[Step<'_>]) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Key(key) if text.is_empty() => text.push_str(key),
+            Step::Key(key) => text.push_str(&format!(".{key}")),
+            Step::Index(index) => text.push_str(&format!("[{index}]")),
+        }
+    }
+    text
+}
+
 /// The steps of a path that serde took.
 pub(crate) fn steps(path: &Path) -> impl Iterator<Item = Step<'_>> {
     path.iter().filter_map(|segment| match segment {

@@ -233,3 +233,80 @@ fn a_name_has_at_most_253_bytes() {
         "{told}"
     );
 }
+
+const SPLIT: &str = "apiVersion: mlops.seldon.io/v1alpha1
+kind: Experiment
+metadata:
+  name: experiment-sample
+spec:
+  default: iris
+  candidates:
+  - name: iris
+    weight: 50
+  - name: iris2
+    weight: 50
+  mirror:
+    name: iris3
+    percent: 10
+";
+
+fn experiment(text: &str) -> proto::Experiment {
+    let documents = read("e.yaml", text).unwrap_or_else(|error| panic!("{error}"));
+    match &documents[0].manifest {
+        Manifest::Experiment(experiment) => experiment.to_proto(),
+        other => panic!("a {} came out", other.kind()),
+    }
+}
+
+#[test]
+fn cohort_and_rollout_are_carried_and_a_plain_experiment_has_none() {
+    let plain = experiment(SPLIT);
+    assert_eq!((&plain.cohort, &plain.rollout), (&None, &None));
+    let full = experiment(&format!(
+        "{SPLIT}  cohort: {{header: X-User}}
+  rollout: {{steps: [5, 100], intervalSeconds: 30, minRequests: 20, maxErrorRateIncrease: 0.5, maxLatencyRatio: 2}}
+"
+    ));
+    assert_eq!(full.cohort.expect("given").header, "x-user");
+    assert_eq!(
+        full.rollout,
+        Some(proto::ExperimentRollout {
+            steps: vec![5, 100],
+            interval_seconds: 30,
+            min_requests: 20,
+            max_error_rate_increase: Some(0.5),
+            max_latency_ratio: Some(2.0),
+        })
+    );
+    let bare = experiment(&format!("{SPLIT}  rollout: {{}}\n"));
+    assert_eq!(bare.rollout, Some(proto::ExperimentRollout::default()));
+}
+
+#[test]
+fn wrong_numbers_of_an_experiment_name_the_object_and_the_range() {
+    let table = [
+        (
+            SPLIT.replace("iris2\n    weight: 50", "iris2\n    weight: -5"),
+            "sklearn.yaml:11: spec.candidates[1].weight: the weight of iris2 is -5, use a whole number from 0 to 4294967295",
+        ),
+        (
+            SPLIT.replace("iris2\n    weight: 50", "iris2\n    weight: 0.5"),
+            "sklearn.yaml:11: spec.candidates[1].weight: the weight of iris2 is 0.5, use a whole number from 0 to 4294967295",
+        ),
+        (
+            SPLIT.replace("percent: 10", "percent: -1"),
+            "sklearn.yaml:14: spec.mirror.percent: the percent of iris3 is -1, use a whole number from 0 to 100",
+        ),
+        (
+            format!("{SPLIT}  rollout: {{step: [1]}}\n"),
+            "sklearn.yaml:15: spec.rollout.step: unknown field `step`, expected one of `steps`, `intervalSeconds`, `minRequests`, `maxErrorRateIncrease`, `maxLatencyRatio`",
+        ),
+        (
+            format!("{SPLIT}  cohort: {{}}\n"),
+            "sklearn.yaml:15: spec.cohort: missing field `header`",
+        ),
+    ];
+    for (text, expected) in table {
+        assert_eq!(mistakes(&text), expected);
+    }
+}
