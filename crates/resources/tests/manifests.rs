@@ -310,3 +310,34 @@ fn wrong_numbers_of_an_experiment_name_the_object_and_the_range() {
         assert_eq!(mistakes(&text), expected);
     }
 }
+
+#[test]
+fn every_sample_is_a_manifest() {
+    let mut folders = vec![concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples").into()];
+    let (mut samples, mut experiments) = (0, 0);
+    while let Some(folder) = folders.pop() {
+        let folder: std::path::PathBuf = folder;
+        for entry in fs::read_dir(&folder).expect("samples are part of the repository") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == "yaml")
+            {
+                let text = fs::read_to_string(&path).expect("readable");
+                let documents = read(&path.display().to_string(), &text)
+                    .unwrap_or_else(|error| panic!("{error}"));
+                samples += documents.len();
+                experiments += documents
+                    .iter()
+                    .filter(|document| document.manifest.kind() == "Experiment")
+                    .count();
+            }
+        }
+    }
+    assert!(
+        samples >= 18 && experiments >= 10,
+        "{samples}, {experiments}"
+    );
+}
