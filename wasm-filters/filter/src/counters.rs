@@ -1,7 +1,7 @@
 //! Counters in the host's statistics; few, and none per model.
 
 use proxy_wasm::{hostcalls, types::MetricType};
-use seldon_routing::{Decision, NamedBy};
+use seldon_routing::{Decision, NamedBy, Rule};
 
 /// Ids of the host's counters. Defining one again, in another worker or configuration, gives the same counter.
 #[derive(Default)]
@@ -13,6 +13,7 @@ pub(crate) struct Counters {
     left: Counter,
     split: Counter,
     sticky: Counter,
+    cohort: Counter,
     mirrored: Counter,
 }
 
@@ -42,6 +43,7 @@ impl Counters {
             left: Counter::define("seldon_filter_left_total"),
             split: Counter::define("seldon_filter_split_total"),
             sticky: Counter::define("seldon_filter_sticky_total"),
+            cohort: Counter::define("seldon_filter_cohort_total"),
             mirrored: Counter::define("seldon_filter_mirrored_total"),
         }
     }
@@ -68,12 +70,13 @@ impl Counters {
             NamedBy::Path => self.named_by_path.increment(),
             NamedBy::Message => self.named_by_message.increment(),
         }
-        if steering.sticky {
-            self.sticky.increment();
-        } else if steering.experiment {
-            self.split.increment();
+        match steering.rule {
+            Rule::Plain => {}
+            Rule::Sticky => self.sticky.increment(),
+            Rule::Cohort => self.cohort.increment(),
+            Rule::Split => self.split.increment(),
         }
-        if steering.mirrored {
+        if steering.choice.is_some_and(|c| c.mirror.is_some()) {
             self.mirrored.increment();
         }
     }

@@ -14,6 +14,11 @@
 //! The name is therefore read from `x-seldon-scope`, where there is one value only and which agrees with the
 //! scope that Envoy selected; Envoy would hand several `seldon-model` headers to the filter joined by commas.
 //!
+//! # Experiments
+//! `x-seldon-route` that names a version of a live candidate wins ([`Rule::Sticky`]), else the cohort's header
+//! ([`Rule::Cohort`]), else a draw by weight ([`Rule::Split`]). The last two choose among candidates with a weight, then
+//! among the candidate's versions. Without any weight the request goes where the scope of its name leads.
+//!
 //! # Names
 //! A derived name is UTF-8 without control characters, slashes or spaces around it, so a scope key such as `i:iris/1`
 //! can be reached through an experiment's configuration only.
@@ -30,17 +35,23 @@
     )
 )]
 
+mod chance;
+mod cohort;
 mod config;
+mod explain;
 mod grpc;
 mod name;
 mod random;
 mod router;
 
-pub use config::{Candidate, Config, ConfigError, Experiment, Mirror};
+pub use config::{
+    Candidate, Config, ConfigError, Copy, EXPERIMENT_SUFFIX, Experiment, Mirror, Version,
+};
+pub use explain::{Chance, Explanation, explain};
 pub use grpc::{MAX_HOLD, MAX_PEEK, Peek, model_name_in_message};
 pub use name::{MAX_NAME, MAX_PATH, model_name_in_path};
 pub use random::Random;
-pub use router::{Decision, Headers, MAX_STICKY, NamedBy, Router, Steering, Write};
+pub use router::{Choice, Decision, Headers, MAX_STICKY, NamedBy, Router, Rule, Steering, Write};
 
 /// Header names that the filter reads and writes.
 pub mod header {

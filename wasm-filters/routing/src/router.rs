@@ -3,8 +3,11 @@
 use std::borrow::Cow;
 
 use crate::{
-    CLIENT_SCOPE, Candidate, Config, Experiment, INTERNAL_SCOPE, Peek, Random, header,
-    model_name_in_message, model_name_in_path,
+    CLIENT_SCOPE, Candidate, Config, Copy, Experiment, INTERNAL_SCOPE, Mirror, Peek, Random,
+    Version,
+    chance::{draw, draw_any},
+    cohort::Cohort,
+    header, model_name_in_message, model_name_in_path,
 };
 
 /// Longest `x-seldon-route` that is looked at, in bytes; a longer one falls through to the split.
@@ -36,12 +39,36 @@ pub struct Steering<'a> {
     pub writes: Vec<Write<'a>>,
     /// Where the name stood.
     pub named_by: NamedBy,
-    /// The name is that of an experiment.
-    pub experiment: bool,
-    /// `x-seldon-route` decided, not the split.
-    pub sticky: bool,
-    /// A copy goes to the experiment's mirror.
-    pub mirrored: bool,
+    /// Which rule decided.
+    pub rule: Rule,
+    /// Who was chosen; none for a plain name, or where no candidate has a weight.
+    pub choice: Option<Choice<'a>>,
+}
+
+/// Which rule decided where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// The scope of the request's name leads on.
+    Plain,
+    /// `x-seldon-route` names a version of a live candidate.
+    Sticky,
+    /// The cohort of the experiment's header.
+    Cohort,
+    /// A draw by weight.
+    Split,
+}
+
+/// Who gets a request of an experiment, and its copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice<'a> {
+    /// The experiment's name, without `.experiment`.
+    pub experiment: &'a str,
+    /// Its candidate.
+    pub candidate: &'a Candidate,
+    /// The candidate's version.
+    pub version: &'a Version,
+    /// Who gets a copy, if one is sent.
+    pub mirror: Option<(&'a Mirror, &'a Copy)>,
 }
 
 /// One header to overwrite.
@@ -77,13 +104,19 @@ impl<'a> Router<'a> {
     /// Decides once the headers are there; `end` says that no body follows.
     pub fn on_headers(&self, headers: &impl Headers, end: bool) -> Decision<'a> {
         if let Some(client) = client_name(headers) {
-            let experiment = std::str::from_utf8(&client)
+            return std::str::from_utf8(&client)
                 .ok()
-                .and_then(|name| self.config.experiments.get(name));
-            return match experiment {
-                Some(experiment) => self.split(experiment, headers, Vec::new(), NamedBy::Header),
-                None => Decision::Leave,
-            };
+                .and_then(|name| self.config.experiment_of(name))
+                .and_then(|found| self.choose(found, headers))
+                .map_or(Decision::Leave, |(rule, choice)| {
+                    steered(
+                        Vec::with_capacity(3),
+                        NamedBy::Header,
+                        rule,
+                        choice,
+                        headers,
+                    )
+                });
         }
         let path = headers.get(":path").unwrap_or_default();
         if let Some(name) = model_name_in_path(&path) {
@@ -106,96 +139,129 @@ impl<'a> Router<'a> {
 
     /// A derived name gets the key that the client's header would have got: one scope serves both.
     fn derived(&self, name: String, headers: &impl Headers, named_by: NamedBy) -> Decision<'a> {
-        let experiment = self.config.experiments.get(&name);
-        let scope = format!("{CLIENT_SCOPE}{name}");
-        let mut writes = vec![Write {
+        let chosen = self
+            .config
+            .experiment_of(&name)
+            .and_then(|found| self.choose(found, headers));
+        let scope = chosen.is_none().then(|| format!("{CLIENT_SCOPE}{name}"));
+        let mut writes = Vec::with_capacity(4);
+        writes.push(Write {
             name: header::MODEL,
             value: name.into(),
-        }];
-        if let Some(experiment) = experiment {
-            return self.split(experiment, headers, writes, named_by);
+        });
+        if let Some((rule, choice)) = chosen {
+            return steered(writes, named_by, rule, choice, headers);
         }
-        writes.push(Write {
+        writes.extend(scope.map(|scope| Write {
             name: header::SCOPE,
             value: scope.into(),
-        });
+        }));
         Decision::Steer(Steering {
             writes,
             named_by,
-            experiment: false,
-            sticky: false,
-            mirrored: false,
+            rule: Rule::Plain,
+            choice: None,
         })
     }
 
-    fn split(
+    fn choose(
         &self,
-        experiment: &'a Experiment,
+        (name, experiment): (&'a str, &'a Experiment),
         headers: &impl Headers,
-        mut writes: Vec<Write<'a>>,
-        named_by: NamedBy,
-    ) -> Decision<'a> {
-        let route = headers.get(header::ROUTE).unwrap_or_default();
-        let sticky = experiment.named_in(&route);
-        let Some(candidate) = sticky.or_else(|| experiment.by_weight(self.random)) else {
-            return Decision::Leave; // cannot be: a configuration without weights is refused
+    ) -> Option<(Rule, Choice<'a>)> {
+        let (rule, candidate, version) = match experiment.pinned(name, headers) {
+            Some(pinned) => pinned,
+            None => {
+                let candidate = draw(&experiment.candidates, self.random)?;
+                let version = draw_any(&candidate.versions, self.random)?;
+                (Rule::Split, candidate, version)
+            }
         };
-        writes.push(Write {
-            name: header::SCOPE,
-            value: format!("{INTERNAL_SCOPE}{}", candidate.scope).into(),
-        });
         let mirror = experiment
             .mirror
             .as_ref()
-            .filter(|m| self.random.below(100) < u64::from(m.percent));
-        if let Some(mirror) = mirror {
-            writes.push(Write {
-                name: header::MIRROR_CLUSTER,
-                value: mirror.cluster.as_str().into(),
-            });
-            writes.push(Write {
-                name: header::MIRROR_MODEL,
-                value: mirror.model.as_str().into(),
-            });
-        }
-        Decision::Steer(Steering {
-            writes,
-            named_by,
-            experiment: true,
-            sticky: sticky.is_some(),
-            mirrored: mirror.is_some(),
-        })
+            .filter(|m| self.random.below(100) < u64::from(m.percent))
+            .and_then(|m| Some((m, draw_any(&m.versions, self.random)?)));
+        let choice = Choice {
+            experiment: name,
+            candidate,
+            version,
+            mirror,
+        };
+        Some((rule, choice))
     }
 }
 
+fn steered<'a>(
+    mut writes: Vec<Write<'a>>,
+    named_by: NamedBy,
+    rule: Rule,
+    choice: Choice<'a>,
+    headers: &impl Headers,
+) -> Decision<'a> {
+    writes.push(Write {
+        name: header::SCOPE,
+        value: format!("{INTERNAL_SCOPE}{}", choice.version.route).into(),
+    });
+    if let Some((_, copy)) = choice.mirror {
+        let cluster = copy.grpc_cluster.as_ref().filter(|_| is_grpc(headers));
+        writes.push(Write {
+            name: header::MIRROR_CLUSTER,
+            value: cluster.unwrap_or(&copy.cluster).into(),
+        });
+        writes.push(Write {
+            name: header::MIRROR_MODEL,
+            value: (&copy.model).into(),
+        });
+    }
+    Decision::Steer(Steering {
+        writes,
+        named_by,
+        rule,
+        choice: Some(choice),
+    })
+}
+
 impl Experiment {
-    /// The candidate of the first `:name_version:` in an `x-seldon-route` that is one of this experiment.
-    fn named_in(&self, route: &[u8]) -> Option<&Candidate> {
+    /// What the request's own headers decide, without any chance: `x-seldon-route`, then the cohort.
+    pub(crate) fn pinned(
+        &self,
+        name: &str,
+        headers: &impl Headers,
+    ) -> Option<(Rule, &Candidate, &Version)> {
+        let route = headers.get(header::ROUTE).unwrap_or_default();
+        if let Some((candidate, version)) = self.named_in(&route) {
+            return Some((Rule::Sticky, candidate, version));
+        }
+        let value = headers.get(self.cohort.as_deref()?)?;
+        if value.is_empty() {
+            return None;
+        }
+        let cohort = Cohort::of(&value, name);
+        let candidate = cohort.candidate(&self.candidates)?;
+        let version = cohort.version(&candidate.versions)?;
+        Some((Rule::Cohort, candidate, version))
+    }
+
+    /// The first `:name_version:` in an `x-seldon-route` that is one of this experiment.
+    fn named_in(&self, route: &[u8]) -> Option<(&Candidate, &Version)> {
         if route.len() > MAX_STICKY {
             return None;
         }
         let mut tokens = route.split(|b| *b == b':').skip(1).peekable();
         while let Some(token) = tokens.next() {
             tokens.peek()?; // what follows the last colon is not closed by one
-            let named = |c: &&Candidate| c.routes.iter().any(|r| r.as_bytes() == token);
-            if let Some(candidate) = self.candidates.iter().find(named) {
-                return Some(candidate);
+            if token.is_empty() {
+                continue;
+            }
+            for candidate in &self.candidates {
+                let named = |v: &&Version| v.route.as_bytes() == token;
+                if let Some(version) = candidate.versions.iter().find(named) {
+                    return Some((candidate, version));
+                }
             }
         }
         None
-    }
-
-    fn by_weight(&self, random: &Random) -> Option<&Candidate> {
-        let total = self
-            .candidates
-            .iter()
-            .fold(0u64, |sum, c| sum.saturating_add(c.weight.into()));
-        let mut left = random.below(total);
-        self.candidates.iter().find(|c| {
-            let here = left < u64::from(c.weight);
-            left = left.saturating_sub(c.weight.into());
-            here
-        })
     }
 }
 
