@@ -1,7 +1,10 @@
 //! What a step asks its owner to do.
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use seldon_proto::{agent::ModelOperationMessage, scheduler::Model};
+use seldon_proto::{
+    agent::ModelOperationMessage,
+    scheduler::{Experiment, Model},
+};
 
 use crate::{AgentKey, StreamId};
 
@@ -18,6 +21,14 @@ pub enum Record {
         /// The number with which its present life began: what an agent has of an older one is of a life before.
         born: u32,
     },
+    /// An experiment that is wanted.
+    Experiment {
+        name: Arc<str>,
+        spec: Arc<Experiment>,
+        /// What stays in force where `spec` cannot be.
+        last_good: Option<Arc<Experiment>>,
+        rollout: Option<RolloutRecord>,
+    },
     /// A server's wish for replicas.
     Server {
         name: Arc<str>,
@@ -27,11 +38,42 @@ pub enum Record {
     },
 }
 
+/// How far a guarded roll-out has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RolloutRecord {
+    /// From 0.
+    pub step: u32,
+    pub outcome: RolloutOutcome,
+    /// Oldest first.
+    pub history: Vec<RolloutEvent>,
+}
+
+/// Where a roll-out stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RolloutOutcome {
+    #[default]
+    Running,
+    Complete,
+    RolledBack,
+}
+
+/// One decision of a roll-out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RolloutEvent {
+    /// Wall clock since 1970.
+    pub at: Duration,
+    /// What the candidate gets from then on, of a hundred requests.
+    pub percent: u32,
+    pub reason: String,
+}
+
 /// What a step asks its owner to do, in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Must be durable before the event's request is answered.
     Persist(Record),
+    /// The experiment was stopped.
+    ForgetExperiment(Arc<str>),
     /// The model is gone for good.
     ForgetModel(Arc<str>),
     /// The server is gone for good.
@@ -46,6 +88,10 @@ pub enum Effect {
     RouteChanged(Arc<str>),
     /// `State::endpoints(set)` changed for every set of this server.
     EndpointsChanged(Arc<str>),
+    /// `State::experiment_route(experiment)` changed (also: appeared or disappeared).
+    ExperimentRouted(Arc<str>),
+    /// The status of an experiment changed: tell subscribers.
+    ExperimentChanged(Arc<str>),
     /// The status of a model changed: tell subscribers.
     ModelChanged(Arc<str>),
     /// The status of a server changed: tell subscribers.

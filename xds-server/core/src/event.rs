@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use seldon_proto::{
     agent::{AgentSubscribeRequest, ModelEventMessage},
-    scheduler::{KubernetesMeta, Model, ServerNotify},
+    scheduler::{Experiment, KubernetesMeta, Model, ServerNotify},
 };
 
 use crate::Record;
@@ -30,6 +30,18 @@ pub struct AgentKey {
     pub replica: u32,
 }
 
+/// What Envoys counted of a candidate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measurement {
+    pub experiment: Arc<str>,
+    pub candidate: Arc<str>,
+    pub requests: u64,
+    /// Those answered with a status of 500 or more, 429 or 408, with such a gRPC status, or not at all.
+    pub errors: u64,
+    /// Sum over the requests, from the choice of the candidate to the end of the answer.
+    pub microseconds: u64,
+}
+
 /// What can happen to the world. Requests are answered by [`crate::Outcome::reply`].
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -39,6 +51,16 @@ pub enum Event {
     UnloadModel {
         name: String,
         kubernetes_meta: Option<KubernetesMeta>,
+    },
+    StartExperiment(Box<Experiment>),
+    StopExperiment {
+        name: String,
+    },
+    /// What Envoys counted since they were last read, of experiments with a roll-out under way.
+    Measured(Vec<Measurement>),
+    /// An Envoy refused the filter's configuration, or (`None`) all took it after all.
+    FilterRejected {
+        reason: Option<String>,
     },
     ServerNotify {
         servers: Vec<ServerNotify>,

@@ -5,6 +5,7 @@
 mod config;
 mod effect;
 mod event;
+mod experiment;
 mod explain;
 pub mod invariants;
 mod model;
@@ -22,9 +23,14 @@ mod view;
 mod world;
 
 pub use config::{Config, Synchronisation};
-pub use effect::{Effect, Record, Refusal};
-pub use event::{AgentKey, Event, Generation, Now, StreamId};
+pub use effect::{Effect, Record, Refusal, RolloutEvent, RolloutOutcome, RolloutRecord};
+pub use event::{AgentKey, Event, Generation, Measurement, Now, StreamId};
+pub use experiment::{
+    CandidateVerdict, ExperimentExplanation, MirrorVerdict, RolloutVerdict,
+};
 pub use explain::{Explanation, ReplicaVerdict, ServerVerdict};
 pub use model::RETRY_PARAMETER;
 pub use state::{Outcome, State};
-pub use view::{Endpoint, ReplicaSet, Route, Split};
+pub use view::{
+    Endpoint, ExperimentRoute, LiveCandidate, LiveMirror, ReplicaSet, Route, Split,
+};

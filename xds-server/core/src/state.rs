@@ -5,10 +5,12 @@ use std::{
     time::Duration,
 };
 
-use seldon_proto::scheduler::{ModelStatusResponse, ServerStatusResponse};
+use seldon_proto::scheduler::{
+    ExperimentStatusResponse, ModelStatusResponse, ServerStatusResponse,
+};
 
 use crate::{
-    Config, Effect, Endpoint, Event, Explanation, Generation, Now, Refusal, ReplicaSet, Route,
+    Config, Effect, Endpoint, Event, ExperimentExplanation, ExperimentRoute, Explanation, Generation, Now, Refusal, ReplicaSet, Route,
     explain,
     model::{Entry, logs_payloads, retries},
     reconcile::reconcile,
@@ -90,6 +92,41 @@ impl State {
     /// All routes, by model.
     pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
         self.models.values().filter_map(route_of)
+    }
+
+    /// How an experiment's requests are shared out; `None` for one that is unknown, stopped or never was in force.
+    pub fn experiment_route(&self, _experiment: &str) -> Option<ExperimentRoute> {
+        None
+    }
+
+    /// All running experiments, by name.
+    pub fn experiment_names(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
+        std::iter::empty()
+    }
+
+    /// The running experiment whose default this model is.
+    pub fn split_by(&self, _model: &str) -> Option<Arc<str>> {
+        None
+    }
+
+    /// The documented status of an experiment, also of one that was stopped lately.
+    pub fn experiment_status(&self, _name: &str) -> Option<ExperimentStatusResponse> {
+        None
+    }
+
+    /// Running experiments and those stopped lately, by name.
+    pub fn known_experiment_names(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
+        std::iter::empty()
+    }
+
+    /// Why an experiment splits as it does.
+    pub fn explain_experiment(&self, _name: &str) -> Option<ExperimentExplanation> {
+        None
+    }
+
+    /// Experiments whose roll-out needs [`Event::Measured`] now.
+    pub fn measured_experiments(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
+        std::iter::empty()
     }
 
     /// Where the replicas of a set listen; one that is unknown is left out.
@@ -236,5 +273,7 @@ fn route_of(entry: &Entry) -> Option<Route> {
         splits: entry.splits.clone(),
         retry: retries(spec),
         log_payloads: logs_payloads(spec),
+        split_by: None,
+        candidate: false,
     })
 }

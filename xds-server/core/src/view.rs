@@ -26,6 +26,41 @@ pub struct Route {
     /// Whether a request may run twice after its replica was lost; off by the annotation-like parameter of the model.
     pub retry: bool,
     pub log_payloads: bool,
+    /// The running experiment that splits the requests for this name; the filter has to see them.
+    pub split_by: Option<Arc<str>>,
+    /// Whether it takes part in a running experiment, so that each version needs a scope of its own.
+    pub candidate: bool,
+}
+
+/// How requests of an experiment are shared out now: only candidates that can answer, with the weights in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExperimentRoute {
+    pub name: Arc<str>,
+    /// Another name that requests use besides `<name>.experiment`: the default's, such as `iris` or `p.pipeline`.
+    pub endpoint: Option<String>,
+    /// In the manifest's order. One with weight 0 answers only those that name its route.
+    pub candidates: Vec<LiveCandidate>,
+    pub mirror: Option<LiveMirror>,
+    /// Requests with the same value of this header get the same candidate.
+    pub cohort_header: Option<String>,
+}
+
+/// A candidate that can answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveCandidate {
+    pub name: Arc<str>,
+    pub weight: u32,
+    /// Its versions, as in its own route; at least one.
+    pub splits: Vec<Split>,
+}
+
+/// A mirror that can take copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveMirror {
+    pub name: Arc<str>,
+    /// Of a hundred requests, 1 to 100.
+    pub percent: u32,
+    pub splits: Vec<Split>,
 }
 
 /// Where one replica listens.

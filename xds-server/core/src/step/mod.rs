@@ -33,6 +33,10 @@ pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
             envoys::acknowledged(state, serving, released)
         }
         Event::RouteRejected { model, reason } => envoys::rejected(state, &model, reason),
+        Event::StartExperiment(_)
+        | Event::StopExperiment { .. }
+        | Event::Measured(_)
+        | Event::FilterRejected { .. } => {}
         Event::Tick => {}
     }
     Ok(())

@@ -16,6 +16,7 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
     let mut servers = Vec::new();
     for known in records {
         match known {
+            Record::Experiment { .. } => {}
             Record::Model {
                 name,
                 version,

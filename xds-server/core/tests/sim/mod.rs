@@ -59,6 +59,7 @@ pub struct Sim {
     pub agents: BTreeMap<AgentKey, Agent>,
     pub models_stored: BTreeMap<Arc<str>, Record>,
     pub servers_stored: BTreeMap<Arc<str>, Record>,
+    pub experiments_stored: BTreeMap<Arc<str>, Record>,
     /// What the Envoy routes by.
     pub envoy: BTreeMap<Arc<str>, Route>,
     pub drained: Vec<u64>,
@@ -90,6 +91,7 @@ impl Sim {
             agents: BTreeMap::new(),
             models_stored: BTreeMap::new(),
             servers_stored: BTreeMap::new(),
+            experiments_stored: BTreeMap::new(),
             envoy: BTreeMap::new(),
             drained: Vec::new(),
             complete: false,
@@ -147,6 +149,12 @@ impl Sim {
                 Effect::Persist(record @ Record::Server { name, .. }) => {
                     self.servers_stored.insert(name.clone(), record.clone());
                 }
+                Effect::Persist(record @ Record::Experiment { name, .. }) => {
+                    self.experiments_stored.insert(name.clone(), record.clone());
+                }
+                Effect::ForgetExperiment(name) => {
+                    self.experiments_stored.remove(name);
+                }
                 Effect::ForgetModel(name) => {
                     self.models_stored.remove(name);
                 }
@@ -166,12 +174,16 @@ impl Sim {
                         known.inbox.push_back((**message).clone());
                     }
                 }
-                Effect::RouteChanged(_) | Effect::EndpointsChanged(_) => grown += 1,
+                Effect::RouteChanged(_)
+                | Effect::EndpointsChanged(_)
+                | Effect::ExperimentRouted(_) => grown += 1,
                 Effect::Drained { token, complete } => {
                     self.drained.push(*token);
                     self.complete = *complete;
                 }
-                Effect::ModelChanged(_) | Effect::ServerChanged(_) => {}
+                Effect::ModelChanged(_)
+                | Effect::ServerChanged(_)
+                | Effect::ExperimentChanged(_) => {}
             }
             if self.strict {
                 self.effects.push(effect);
@@ -403,6 +415,7 @@ impl Sim {
             .models_stored
             .values()
             .chain(self.servers_stored.values())
+            .chain(self.experiments_stored.values())
             .cloned()
             .collect();
         self.step(Event::Restored(records)).unwrap();
