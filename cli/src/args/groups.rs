@@ -99,6 +99,16 @@ pub(crate) enum ExplainCommand {
         #[command(flatten)]
         common: Introspection,
     },
+    /// Tell where a request would go: who may answer, with what chance, and by which rule
+    Route {
+        /// What the request would put into seldon-model: a model, `<pipeline>.pipeline` or `<experiment>.experiment`
+        name: String,
+        /// Header of the request, `name=value` or `name: value`; may be repeated
+        #[arg(long, short = 'H', value_name = "NAME=VALUE")]
+        header: Vec<String>,
+        #[command(flatten)]
+        common: Introspection,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -5,8 +5,8 @@ mod groups;
 use clap::{CommandFactory as _, Parser, Subcommand};
 pub(crate) use flags::{Control, Display, Host, InferFlags, InferenceMode, Target};
 pub(crate) use groups::{
-    ConfigCommand, Each, EachStatus, ExperimentCommand, ExplainCommand, Infer, Metadata,
-    ModelCommand, PipelineCommand, ServerCommand, StateWait, XdsCommand,
+    ConfigCommand, Each, EachStatus, ExperimentCommand, ExplainCommand, Infer, Introspection,
+    Metadata, ModelCommand, PipelineCommand, ServerCommand, StateWait, XdsCommand,
 };
 
 /// Loads models, pipelines and experiments, asks them, and tells how they are
@@ -127,6 +127,8 @@ mod tests {
             "model metadata tfsimple1 --inference-host h:1",
             "server status mlserver -o=false -r",
             "server list",
+            "experiment status experiment-sample -w -o table",
+            "explain route iris -H x-user=a --header x-seldon-route=:iris_1: -o json",
             "pipeline infer tfsimple --header x-request-id=test-id {}",
             "pipeline status tfsimple -w PipelineReady",
             "experiment status e -w",

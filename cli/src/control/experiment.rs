@@ -1,12 +1,21 @@
 //! `seldon experiment …`.
+use std::io::{self, IsTerminal as _};
+
 use anyhow::Result;
 use seldon_inference::{to_protojson, to_protojson_value};
-use seldon_proto::scheduler::{
-    Experiment, ExperimentStatusRequest, ExperimentStatusResponse, StartExperimentRequest,
-    StopExperimentRequest,
+use seldon_proto::{
+    introspect::ExplainExperimentRequest,
+    scheduler::{
+        Experiment, ExperimentStatusRequest, ExperimentStatusResponse, StartExperimentRequest,
+        StopExperimentRequest,
+    },
 };
+use tonic::Code;
 
-use super::session::{SUBSCRIBER, Seen, Session};
+use super::{
+    experiment_page,
+    session::{SUBSCRIBER, Seen, Session},
+};
 use crate::{
     args::{Control, Display, ExperimentCommand, Target},
     manifests,
@@ -35,14 +44,10 @@ pub(crate) async fn run(command: ExperimentCommand) -> Result<()> {
         ExperimentCommand::Status(args) => {
             let session = Session::open(&args.control).await?;
             let seconds = args.wait.timeout_secs;
-            status(
-                &session,
-                &args.name,
-                args.active,
-                seconds,
-                args.display.output,
-            )
-            .await
+            // Documented lines pipe the JSON; a person gets the page.
+            let page = || io::stdout().is_terminal().then_some(Format::Table);
+            let format = args.display.output.or_else(page);
+            status(&session, &args.name, args.active, seconds, format).await
         }
         ExperimentCommand::List(args) => list(&args.control, &args.display).await,
     }
@@ -121,11 +126,33 @@ pub(crate) async fn status(
     };
     match format {
         None => output::line(to_protojson(&status)?),
+        Some(Format::Table) => {
+            let page = page(session, &status);
+            output::line(session.within(seconds, page).await?)
+        }
         format => {
             let table = || table(std::slice::from_ref(&status));
             output::answer(&to_protojson_value(&status)?, table, format, Format::Json)
         }
     }
+}
+
+/// The page of an experiment; the bare status where the scheduler cannot tell more.
+async fn page(session: &Session, status: &ExperimentStatusResponse) -> Result<String> {
+    let request = ExplainExperimentRequest {
+        experiment: status.experiment_name.clone(),
+    };
+    let answer = session.introspect.clone().explain_experiment(request).await;
+    if let Err(refused) = &answer
+        && refused.code() == Code::Unimplemented
+    {
+        return Ok(format!(
+            "{}\n{}",
+            table(std::slice::from_ref(status)),
+            status.status_description
+        ));
+    }
+    Ok(experiment_page::text(&session.taken(answer)?))
 }
 
 fn table(experiments: &[ExperimentStatusResponse]) -> String {

@@ -4,18 +4,44 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use seldon_grpc::introspect::introspect_client::IntrospectClient;
 use seldon_inference::to_protojson_value;
-use seldon_proto::introspect::{ExplainModelRequest, ExplainModelResponse};
+use seldon_proto::introspect::{ExplainModelRequest, ExplainModelResponse, ExplainRouteRequest};
 
-use super::session::failed;
+use super::{explain_route, session::failed};
 use crate::{
-    args::ExplainCommand,
+    args::{ExplainCommand, Introspection},
     connect,
     output::{self, Format, row},
 };
 
 /// Runs an `explain` command.
 pub(crate) async fn run(command: ExplainCommand) -> Result<()> {
-    let ExplainCommand::Model { name, common } = command;
+    match command {
+        ExplainCommand::Model { name, common } => model(name, &common).await,
+        ExplainCommand::Route {
+            name,
+            header,
+            common,
+        } => route_of(explain_route::request(name, &header)?, &common).await,
+    }
+}
+
+async fn route_of(request: ExplainRouteRequest, common: &Introspection) -> Result<()> {
+    let (channel, address) = connect::scheduler(&common.host).await?;
+    let mut client = IntrospectClient::new(channel);
+    let answer = client
+        .explain_route(request)
+        .await
+        .map_err(|status| failed(&address, status))?
+        .into_inner();
+    output::answer(
+        &to_protojson_value(&answer)?,
+        || explain_route::text(&answer),
+        common.display.output,
+        Format::Table,
+    )
+}
+
+async fn model(name: String, common: &Introspection) -> Result<()> {
     let (channel, address) = connect::scheduler(&common.host).await?;
     let mut client = IntrospectClient::new(channel);
     let request = ExplainModelRequest { model: name };

@@ -1,6 +1,9 @@
 //! Commands to the scheduler.
+mod bars;
 pub(crate) mod experiment;
+mod experiment_page;
 pub(crate) mod explain;
+mod explain_route;
 pub(crate) mod files;
 pub(crate) mod model;
 pub(crate) mod pipeline;

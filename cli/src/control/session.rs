@@ -3,7 +3,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use prost::{Message, Name};
-use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
+use seldon_grpc::{
+    introspect::introspect_client::IntrospectClient, scheduler::scheduler_client::SchedulerClient,
+};
 use seldon_inference::to_protojson;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Response, Status, Streaming, transport::Channel};
@@ -22,6 +24,7 @@ pub(crate) const SUBSCRIBER: &str = "seldon CLI";
 #[derive(Clone)]
 pub(crate) struct Session {
     pub(crate) client: SchedulerClient<Channel>,
+    pub(crate) introspect: IntrospectClient<Channel>,
     verbose: bool,
     address: Address,
 }
@@ -38,7 +41,8 @@ impl Session {
     pub(crate) async fn open(control: &Control) -> Result<Self> {
         let (channel, address) = connect::scheduler(&control.host).await?;
         Ok(Self {
-            client: SchedulerClient::new(channel),
+            client: SchedulerClient::new(channel.clone()),
+            introspect: IntrospectClient::new(channel),
             verbose: control.verbose,
             address,
         })
@@ -66,6 +70,12 @@ impl Session {
         } else {
             self.show(&answer)
         }
+    }
+
+    /// Takes an answer that is to be looked at.
+    pub(crate) fn taken<M>(&self, answer: Result<Response<M>, Status>) -> Result<M> {
+        let told = |status| failed(&self.address, status);
+        Ok(answer.map_err(told)?.into_inner())
     }
 
     /// The first message of a stream: the answer about one named object.

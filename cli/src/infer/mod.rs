@@ -109,7 +109,7 @@ async fn run(args: Infer, suffix: &str) -> Result<()> {
             Asker::Grpc(Box::new(grpc.await?))
         }
     };
-    let mut routes = Routes::load()?;
+    let mut routes = Routes::load();
     if flags.iterations == 1 && flags.seconds == 0 {
         once(&mut asker, &mut routes, &flags).await
     } else {

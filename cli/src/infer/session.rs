@@ -1,9 +1,12 @@
 //! Where the last answer came from, kept between commands.
-use std::{fs, io, path::PathBuf};
+use std::{fs, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::config;
+
+/// A file that holds more was not written here, and Envoy would refuse a request with so large headers.
+const MOST: usize = 16 * 1024;
 
 /// The saved routes.
 pub(crate) struct Routes {
@@ -12,23 +15,22 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
-    /// Reads the file; without a home nothing is kept.
-    pub(crate) fn load() -> Result<Self> {
+    /// Reads the file; without a home nothing is kept. A file that cannot be used is one without routes: the next
+    /// answer replaces it.
+    pub(crate) fn load() -> Self {
         let Ok(folder) = config::folder() else {
-            return Ok(Self {
+            return Self {
                 path: None,
                 routes: Vec::new(),
-            });
+            };
         };
         let path = folder.join("session");
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            text => text.with_context(|| format!("cannot read {}", path.display()))?,
-        };
-        Ok(Self {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let text = if text.len() > MOST { "" } else { text.as_str() };
+        Self {
             path: Some(path),
             routes: super::routes(text.lines()),
-        })
+        }
     }
 
     /// What a request carries.

@@ -36,6 +36,13 @@ pub struct World {
     pub loaded: Vec<Model>,
     pub unloaded: Vec<String>,
     pub asked: Vec<ModelStatusRequest>,
+    /// Answers to ExperimentStatus, one a call; the last stays.
+    pub experiments: VecDeque<ExperimentStatusResponse>,
+    /// The answer to ExplainExperiment; without one it is not there.
+    pub explained: Option<intro::ExplainExperimentResponse>,
+    pub started: Vec<Experiment>,
+    pub stopped: Vec<String>,
+    pub routes_asked: Vec<intro::ExplainRouteRequest>,
 }
 
 #[derive(Clone, Default)]
@@ -163,8 +170,13 @@ impl Scheduler for Fake {
     }
     async fn start_experiment(
         &self,
-        _: tonic::Request<StartExperimentRequest>,
+        request: tonic::Request<StartExperimentRequest>,
     ) -> Answer<StartExperimentResponse> {
+        let mut world = self.0.lock().unwrap();
+        if let Some(status) = &world.refusal {
+            return Err(status.clone());
+        }
+        world.started.extend(request.into_inner().experiment);
         done()
     }
     async fn load_pipeline(
@@ -181,9 +193,11 @@ impl Scheduler for Fake {
     }
     async fn stop_experiment(
         &self,
-        _: tonic::Request<StopExperimentRequest>,
+        request: tonic::Request<StopExperimentRequest>,
     ) -> Answer<StopExperimentResponse> {
-        absent()
+        let name = request.into_inner().name;
+        self.0.lock().unwrap().stopped.push(name);
+        done()
     }
     async fn server_notify(
         &self,
@@ -201,7 +215,16 @@ impl Scheduler for Fake {
         &self,
         _: tonic::Request<ExperimentStatusRequest>,
     ) -> Answer<Self::ExperimentStatusStream> {
-        absent()
+        let mut world = self.0.lock().unwrap();
+        let answer = if world.experiments.len() > 1 {
+            world.experiments.pop_front()
+        } else {
+            world.experiments.front().cloned()
+        };
+        match answer {
+            Some(experiment) => stream(vec![experiment]),
+            None => Err(Status::failed_precondition("experiment is not known")),
+        }
     }
     async fn scheduler_status(
         &self,
@@ -303,6 +326,49 @@ impl Introspect for Fake {
             servers: vec![server],
             ..Default::default()
         }))
+    }
+
+    async fn explain_experiment(
+        &self,
+        _: tonic::Request<intro::ExplainExperimentRequest>,
+    ) -> Answer<intro::ExplainExperimentResponse> {
+        match self.0.lock().unwrap().explained.clone() {
+            Some(explained) => Ok(tonic::Response::new(explained)),
+            None => absent(),
+        }
+    }
+
+    async fn explain_route(
+        &self,
+        request: tonic::Request<intro::ExplainRouteRequest>,
+    ) -> Answer<intro::ExplainRouteResponse> {
+        let request = request.into_inner();
+        let chance = |name: &str, percent| intro::RouteChance {
+            name: name.to_owned(),
+            version: format!("{name}_1"),
+            percent,
+        };
+        let envoy = |stream, acknowledged, detail: &str| intro::RouteEnvoy {
+            stream,
+            address: format!("127.0.0.1:{stream}"),
+            connected: true,
+            acknowledged,
+            detail: detail.to_owned(),
+        };
+        let answer = intro::ExplainRouteResponse {
+            name: request.name.clone(),
+            rule: "split".to_owned(),
+            reason: "no header names a candidate".to_owned(),
+            experiment: "experiment-sample".to_owned(),
+            chances: vec![chance("iris", 75.0), chance("iris2", 25.0)],
+            copies: vec![chance("iris3", 10.0)],
+            envoys: vec![
+                envoy(1, true, ""),
+                envoy(2, false, "goes on with generation 6"),
+            ],
+        };
+        self.0.lock().unwrap().routes_asked.push(request);
+        Ok(tonic::Response::new(answer))
     }
 }
 
