@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: the documented iris model, from its manifest to an answer through Envoy.
+//! `cargo xtask demo`: the documented iris model, from its manifest to an answer through Envoy, and an experiment over
+//! two of them.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -27,6 +28,8 @@ pub struct Demo {
 }
 
 const MANIFEST: &str = "samples/models/sklearn-iris-gs.yaml";
+const SECOND: &str = "samples/models/sklearn2.yaml";
+const EXPERIMENT: &str = "samples/experiments/ab-default-model.yaml";
 const REST: &str = r#"{"inputs": [{"name": "predict", "shape": [1, 4], "datatype": "FP32", "data": [[1, 2, 3, 4]]}]}"#;
 const GRPC: &str = r#"{"model_name":"iris","inputs":[{"name":"input","contents":{"fp32_contents":[1,2,3,4]},"datatype":"FP32","shape":[1,4]}]}"#;
 
@@ -66,22 +69,8 @@ impl Demo {
             envoy: &envoy,
         };
 
-        println!(
-            "$ cat {MANIFEST}\n{}",
-            std::fs::read_to_string(workspace::root()?.join(MANIFEST))?
-        );
-        seldon.run(&["model", "load", "-f", MANIFEST]).await?;
-        seldon
-            .run(&[
-                "model",
-                "status",
-                "iris",
-                "-w",
-                "ModelAvailable",
-                "-t",
-                "60",
-            ])
-            .await?;
+        cat(MANIFEST)?;
+        load(&seldon, MANIFEST, "iris").await?;
         let url = format!("http://{envoy}/v2/models/iris/infer");
         curl(&[
             "-s",
@@ -98,13 +87,20 @@ impl Demo {
             .run(&["model", "infer", "iris", "--inference-mode", "grpc", GRPC])
             .await?;
         seldon.run(&["xds", "status"]).await?;
+        load(&seldon, SECOND, "iris2").await?;
+        experiment(&seldon).await?;
         if self.keep {
             println!(
                 "running until Ctrl-C; SELDON_SCHEDULE_HOST={scheduler} SELDON_INFER_HOST={envoy}"
             );
             tokio::signal::ctrl_c().await?;
         }
+        seldon
+            .run(&["experiment", "stop", "experiment-sample"])
+            .await?;
+        ask(&seldon, &["-i", "50"]).await?;
         seldon.run(&["model", "unload", "iris"]).await?;
+        seldon.run(&["model", "unload", "iris2"]).await?;
         system.stop().await;
         println!("stopped after {:.1} s", start.elapsed().as_secs_f32());
         Ok(())
@@ -127,6 +123,47 @@ impl Demo {
         }
         builder.start().await
     }
+}
+
+fn cat(file: &str) -> Result<()> {
+    let text = std::fs::read_to_string(workspace::root()?.join(file))?;
+    println!("$ cat {file}\n{text}");
+    Ok(())
+}
+
+async fn load(seldon: &Seldon<'_>, manifest: &str, model: &str) -> Result<()> {
+    seldon.run(&["model", "load", "-f", manifest]).await?;
+    let wait = ["model", "status", model, "-w", "ModelAvailable", "-t", "60"];
+    seldon.run(&wait).await
+}
+
+/// The documented A/B test, up to the moment before it is stopped.
+async fn experiment(seldon: &Seldon<'_>) -> Result<()> {
+    cat(EXPERIMENT)?;
+    seldon
+        .run(&["experiment", "start", "-f", EXPERIMENT])
+        .await?;
+    let status = ["experiment", "status", "experiment-sample"];
+    seldon
+        .run(&[&status[..], &["-w", "-t", "30"]].concat())
+        .await?;
+    ask(seldon, &["-i", "50"]).await?;
+    // The session of one request keeps the next fifty with the same candidate.
+    ask(seldon, &["-s", "-i", "50"]).await?;
+    seldon
+        .run(&[&status[..], &["--output", "table"]].concat())
+        .await?;
+    seldon.run(&["explain", "route", "iris"]).await?;
+    let header = ["-H", "x-seldon-route=:iris2_1:"];
+    seldon
+        .run(&[&["explain", "route", "iris"], &header[..]].concat())
+        .await
+}
+
+async fn ask(seldon: &Seldon<'_>, flags: &[&str]) -> Result<()> {
+    seldon
+        .run(&[&["model", "infer", "iris"], flags, &[REST]].concat())
+        .await
 }
 
 struct Seldon<'a> {
