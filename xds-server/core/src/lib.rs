@@ -25,12 +25,8 @@ mod world;
 pub use config::{Config, Synchronisation};
 pub use effect::{Effect, Record, Refusal, RolloutEvent, RolloutOutcome, RolloutRecord};
 pub use event::{AgentKey, Event, Generation, Measurement, Now, StreamId};
-pub use experiment::{
-    CandidateVerdict, ExperimentExplanation, MirrorVerdict, RolloutVerdict,
-};
+pub use experiment::{CandidateVerdict, ExperimentExplanation, MirrorVerdict, RolloutVerdict};
 pub use explain::{Explanation, ReplicaVerdict, ServerVerdict};
 pub use model::RETRY_PARAMETER;
 pub use state::{Outcome, State};
-pub use view::{
-    Endpoint, ExperimentRoute, LiveCandidate, LiveMirror, ReplicaSet, Route, Split,
-};
+pub use view::{Endpoint, ExperimentRoute, LiveCandidate, LiveMirror, ReplicaSet, Route, Split};

@@ -10,7 +10,9 @@ use seldon_proto::scheduler::{
 };
 
 use crate::{
-    Config, Effect, Endpoint, Event, ExperimentExplanation, ExperimentRoute, Explanation, Generation, Now, Refusal, ReplicaSet, Route,
+    Config, Effect, Endpoint, Event, ExperimentExplanation, ExperimentRoute, Explanation,
+    Generation, Now, Refusal, ReplicaSet, Route,
+    experiment::{self, Experiments, Surroundings},
     explain,
     model::{Entry, logs_payloads, retries},
     reconcile::reconcile,
@@ -35,6 +37,7 @@ pub struct Outcome {
 pub struct State {
     pub(crate) models: BTreeMap<Arc<str>, Entry>,
     pub(crate) world: World,
+    pub(crate) experiments: Experiments,
 }
 
 impl State {
@@ -47,6 +50,7 @@ impl State {
         State {
             models: BTreeMap::new(),
             world,
+            experiments: Experiments::default(),
         }
     }
 
@@ -86,47 +90,75 @@ impl State {
     }
 
     pub fn route(&self, model: &str) -> Option<Route> {
-        self.models.get(model).and_then(route_of)
+        self.route_of(self.models.get(model)?)
     }
 
     /// All routes, by model.
     pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
-        self.models.values().filter_map(route_of)
+        self.models
+            .values()
+            .filter_map(|entry| self.route_of(entry))
+    }
+
+    fn route_of(&self, entry: &Entry) -> Option<Route> {
+        let spec = &entry.latest().spec;
+        let index = &self.experiments.index;
+        (!entry.splits.is_empty()).then(|| Route {
+            model: entry.name.clone(),
+            splits: entry.splits.clone(),
+            retry: retries(spec),
+            log_payloads: logs_payloads(spec),
+            split_by: index.split_by(&entry.name).cloned(),
+            candidate: index.is_candidate(&entry.name),
+        })
     }
 
     /// How an experiment's requests are shared out; `None` for one that is unknown, stopped or never was in force.
-    pub fn experiment_route(&self, _experiment: &str) -> Option<ExperimentRoute> {
-        None
+    pub fn experiment_route(&self, experiment: &str) -> Option<ExperimentRoute> {
+        self.experiments.entries.get(experiment)?.route.clone()
     }
 
     /// All running experiments, by name.
     pub fn experiment_names(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
-        std::iter::empty()
+        self.experiments.running().map(|entry| &entry.name)
     }
 
     /// The running experiment whose default this model is.
-    pub fn split_by(&self, _model: &str) -> Option<Arc<str>> {
-        None
+    pub fn split_by(&self, model: &str) -> Option<Arc<str>> {
+        self.experiments.index.split_by(model).cloned()
     }
 
     /// The documented status of an experiment, also of one that was stopped lately.
-    pub fn experiment_status(&self, _name: &str) -> Option<ExperimentStatusResponse> {
-        None
+    pub fn experiment_status(&self, name: &str) -> Option<ExperimentStatusResponse> {
+        Some(self.experiments.entries.get(name)?.shown.clone())
     }
 
     /// Running experiments and those stopped lately, by name.
     pub fn known_experiment_names(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
-        std::iter::empty()
+        self.experiments.entries.keys()
     }
 
     /// Why an experiment splits as it does.
-    pub fn explain_experiment(&self, _name: &str) -> Option<ExperimentExplanation> {
-        None
+    pub fn explain_experiment(&self, name: &str) -> Option<ExperimentExplanation> {
+        let entry = self.experiments.entries.get(name)?;
+        Some(experiment::explain(entry, self.surroundings()))
     }
 
     /// Experiments whose roll-out needs [`Event::Measured`] now.
     pub fn measured_experiments(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
-        std::iter::empty()
+        let running = self.experiments.running();
+        let measured = running.filter(|entry| {
+            let rollout = entry.rollout.as_ref();
+            rollout.is_some_and(|rollout| rollout.running())
+        });
+        measured.map(|entry| &entry.name)
+    }
+
+    pub(crate) fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings {
+            models: &self.models,
+            world: &self.world,
+        }
     }
 
     /// Where the replicas of a set listen; one that is unknown is left out.
@@ -171,7 +203,7 @@ impl State {
     /// Why a model is, or is not, served where it is.
     pub fn explain(&self, model: &str) -> Option<Explanation> {
         let entry = self.models.get(model)?;
-        Some(explain::explain(entry, route_of(entry), &self.world))
+        Some(explain::explain(entry, self.route_of(entry), &self.world))
     }
 
     pub(crate) fn touch_all(&mut self) {
@@ -193,6 +225,12 @@ impl State {
                     }
                     self.world.dirty.insert(name);
                 }
+                Timer::Experiment(name) => {
+                    if let Some(entry) = self.experiments.entries.get_mut(&name) {
+                        entry.timer = None;
+                    }
+                    self.experiments.dirty.insert(name);
+                }
             }
         }
     }
@@ -200,6 +238,7 @@ impl State {
     fn settle(&mut self) {
         if self.world.sync.check(&self.world.servers, self.world.now) {
             self.touch_all();
+            self.experiments.touch_all();
             self.world
                 .changed_servers
                 .extend(self.world.servers.keys().cloned());
@@ -220,6 +259,7 @@ impl State {
             }
             announced.insert(server);
         }
+        experiment::settle(self);
         self.world
             .effects
             .extend(announced.into_iter().map(Effect::ServerChanged));
@@ -230,6 +270,7 @@ impl State {
             let Some(entry) = self.models.get_mut(&name) else {
                 continue;
             };
+            self.experiments.touch_model(&name);
             reconcile(entry, &mut self.world);
             step::advance_drains(entry, &mut self.world);
             let over = entry
@@ -264,16 +305,4 @@ impl State {
         world.retry_cursor.clone_from(&next);
         next
     }
-}
-
-fn route_of(entry: &Entry) -> Option<Route> {
-    let spec = &entry.latest().spec;
-    (!entry.splits.is_empty()).then(|| Route {
-        model: entry.name.clone(),
-        splits: entry.splits.clone(),
-        retry: retries(spec),
-        log_payloads: logs_payloads(spec),
-        split_by: None,
-        candidate: false,
-    })
 }

@@ -23,6 +23,7 @@ pub(crate) enum Timer {
     Synchronise,
     Replica(AgentKey),
     Model(Arc<str>),
+    Experiment(Arc<str>),
 }
 
 /// Everything but the models.

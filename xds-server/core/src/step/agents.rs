@@ -309,7 +309,7 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
         }
         _ => return Ok(()),
     };
-    let State { models, world } = state;
+    let State { models, world, .. } = state;
     let entry = models.get_mut(report.model_name.as_str());
     let place = entry.as_ref().and_then(|entry| {
         entry.find(

@@ -17,6 +17,7 @@ pub(crate) fn acknowledged(state: &mut State, serving: Generation, released: Gen
     {
         world.dirty.insert(model);
     }
+    state.experiments.acknowledged(state.world.serving);
 }
 
 pub(crate) fn rejected(state: &mut State, model: &str, reason: Option<String>) {

@@ -1,6 +1,7 @@
 //! What each event does to the state; the rules of `reconcile` draw the consequences.
 mod agents;
 mod envoys;
+mod experiments;
 mod requests;
 mod servers;
 
@@ -33,10 +34,10 @@ pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
             envoys::acknowledged(state, serving, released)
         }
         Event::RouteRejected { model, reason } => envoys::rejected(state, &model, reason),
-        Event::StartExperiment(_)
-        | Event::StopExperiment { .. }
-        | Event::Measured(_)
-        | Event::FilterRejected { .. } => {}
+        Event::StartExperiment(spec) => return experiments::start(state, *spec),
+        Event::StopExperiment { name } => return experiments::stop(state, &name),
+        Event::Measured(measurements) => experiments::measured(state, &measurements),
+        Event::FilterRejected { reason } => experiments::filter_rejected(state, reason),
         Event::Tick => {}
     }
     Ok(())

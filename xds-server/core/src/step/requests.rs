@@ -16,7 +16,12 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
     let mut servers = Vec::new();
     for known in records {
         match known {
-            Record::Experiment { .. } => {}
+            Record::Experiment {
+                spec,
+                last_good,
+                rollout,
+                ..
+            } => super::experiments::restored(state, spec, last_good, rollout),
             Record::Model {
                 name,
                 version,

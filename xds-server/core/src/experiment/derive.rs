@@ -1,0 +1,122 @@
+//! How requests are shared out now, derived from the models.
+use std::{collections::BTreeMap, sync::Arc};
+
+use seldon_proto::scheduler::{Experiment, model_status::ModelState};
+
+use super::{Entry, check::of_pipelines};
+use crate::{
+    ExperimentRoute, LiveCandidate, LiveMirror, Split, model, reconcile::standing,
+    server::Standing, world::World,
+};
+
+/// What an experiment depends on.
+#[derive(Clone, Copy)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) models: &'a BTreeMap<Arc<str>, model::Entry>,
+    pub(crate) world: &'a World,
+}
+
+impl<'a> Surroundings<'a> {
+    /// The versions of a candidate or mirror that answer, and whether an agent that is there and means to stay has one.
+    pub(crate) fn splits(&self, spec: &Experiment, name: &str) -> Option<(&'a [Split], bool)> {
+        let entry = self.models.get(name).filter(|_| !of_pipelines(spec))?;
+        let mut replicas = entry.splits.iter().flat_map(|split| {
+            let set = &split.replicas;
+            set.replicas.iter().map(move |index| (split, *index))
+        });
+        let usable = replicas.any(|(split, index)| {
+            let found = entry.find(split.version, &split.replicas.server, index);
+            found.is_some_and(|(at, _)| {
+                standing(&entry.versions[at], index, self.world) == Standing::Usable
+            })
+        });
+        (!entry.splits.is_empty()).then_some((&entry.splits, usable))
+    }
+
+    /// Whether the newest of a candidate or mirror is available.
+    pub(crate) fn ready(&self, spec: &Experiment, name: &str) -> bool {
+        let entry = self.models.get(name).filter(|_| !of_pipelines(spec));
+        entry.is_some_and(|entry| entry.shown.state == ModelState::ModelAvailable)
+    }
+
+    /// Why it is not ready, or has no share although others have.
+    pub(crate) fn why_not(&self, spec: &Experiment, name: &str) -> String {
+        if of_pipelines(spec) {
+            return format!("pipeline {name} is not loaded");
+        }
+        let Some(entry) = self.models.get(name) else {
+            return format!("model {name} is not loaded");
+        };
+        let because = |text: &str| match &entry.shown.reason {
+            Some(reason) => format!("model {name} {text}: {reason}"),
+            None => format!("model {name} {text}"),
+        };
+        match entry.shown.state {
+            ModelState::ModelTerminated => format!("model {name} is not loaded"),
+            ModelState::ModelTerminating => format!("model {name} is being unloaded"),
+            ModelState::ModelTerminateFailed => because("could not be unloaded"),
+            ModelState::ScheduleFailed => because("cannot be placed"),
+            ModelState::ModelFailed => because("failed"),
+            ModelState::ModelScaledDown => format!("model {name} is scaled to no replica"),
+            ModelState::ModelAvailable => {
+                format!("no replica of model {name} has an agent that is connected and stays")
+            }
+            _ => because("is not ready yet"),
+        }
+    }
+}
+
+impl Entry {
+    /// What a candidate of the split should get, relative to the others.
+    pub(crate) fn weight(&self, spec: &Experiment, name: &str) -> u32 {
+        match self.rollout.as_ref().filter(|_| spec.rollout.is_some()) {
+            Some(rollout) if *rollout.candidate == *name => rollout.percent(),
+            Some(rollout) if *rollout.default == *name => 100 - rollout.percent(),
+            _ => {
+                let found = spec.candidates.iter().find(|one| one.name == name);
+                found.map_or(0, |one| one.weight)
+            }
+        }
+    }
+}
+
+/// The split that should be in force. Weight goes to candidates that can answer; where no agent of any is there, as
+/// when only the control network is cut, to all that Envoys know.
+pub(crate) fn derive(entry: &Entry, around: Surroundings<'_>) -> Option<ExperimentRoute> {
+    let spec = entry.in_force()?;
+    let routed: Vec<_> = spec
+        .candidates
+        .iter()
+        .filter_map(|one| Some((one.name.as_str(), around.splits(spec, &one.name)?)))
+        .collect();
+    let any = routed.iter().any(|(_, (_, usable))| *usable);
+    let candidates = routed
+        .into_iter()
+        .filter(|(_, (_, usable))| *usable || !any)
+        .map(|(name, (splits, _))| LiveCandidate {
+            name: name.into(),
+            weight: entry.weight(spec, name),
+            splits: splits.to_vec(),
+        });
+    let mirror = spec.mirror.as_ref().filter(|mirror| mirror.percent > 0);
+    let mirror = mirror.and_then(|mirror| {
+        let (splits, usable) = around.splits(spec, &mirror.name)?;
+        usable.then(|| LiveMirror {
+            name: mirror.name.as_str().into(),
+            percent: mirror.percent,
+            splits: splits.to_vec(),
+        })
+    });
+    let endpoint = spec.default.as_ref().map(|default| {
+        let suffix = if of_pipelines(spec) { ".pipeline" } else { "" };
+        format!("{default}{suffix}")
+    });
+    let cohort = spec.cohort.as_ref();
+    Some(ExperimentRoute {
+        name: entry.name.clone(),
+        endpoint,
+        candidates: candidates.collect(),
+        mirror,
+        cohort_header: cohort.map(|cohort| cohort.header.to_ascii_lowercase()),
+    })
+}
