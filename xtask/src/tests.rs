@@ -15,7 +15,7 @@ pub struct Test {
     /// More rounds, and the oldest supported Envoy as well
     #[arg(long)]
     long: bool,
-    /// Only these blocks (all of them): set-up, lint, unit, system
+    /// Only these blocks (all of them): set-up, lint, unit, system, experiments
     #[arg(value_enum)]
     blocks: Vec<Block>,
 }
@@ -30,11 +30,37 @@ enum Block {
     Unit,
     /// The running system on real parts
     System,
+    /// Experiments inside Envoy
+    Experiments,
 }
 
-const ALL: [Block; 4] = [Block::SetUp, Block::Lint, Block::Unit, Block::System];
-/// The share of time of building and the running system, on two cores with nothing cached.
-const SHARE: Duration = Duration::from_mins(20);
+const ALL: [Block; 5] = [
+    Block::SetUp,
+    Block::Lint,
+    Block::Unit,
+    Block::System,
+    Block::Experiments,
+];
+
+/// What several blocks may take together, on two cores with nothing cached.
+struct Share {
+    blocks: &'static [Block],
+    minutes: u64,
+    of: &'static str,
+}
+
+const SHARES: [Share; 2] = [
+    Share {
+        blocks: &[Block::SetUp, Block::Lint, Block::Unit, Block::System],
+        minutes: 20,
+        of: "building and the running system",
+    },
+    Share {
+        blocks: &[Block::Experiments],
+        minutes: 6,
+        of: "experiments",
+    },
+];
 
 struct Outcome {
     block: Block,
@@ -98,9 +124,9 @@ impl Test {
                 ],
                 said,
             ),
-            Block::System => {
+            Block::System | Block::Experiments => {
                 // Chosen by target and not by package, which would build shared dependencies anew.
-                let targets = end_to_end()?;
+                let targets = end_to_end(block)?;
                 let names = targets.iter().flat_map(|name| ["--test", name]);
                 let arguments: Vec<&str> = ["test", "--workspace", "--no-fail-fast"]
                     .into_iter()
@@ -142,16 +168,26 @@ impl Test {
     }
 }
 
-/// Lists the end-to-end tests.
-fn end_to_end() -> Result<Vec<String>> {
+/// Lists the end-to-end test programs of a block: one that has no block of its own belongs to the system.
+fn end_to_end(block: Block) -> Result<Vec<String>> {
     let folder = workspace::root()?.join("tests/e2e/tests");
     let entries =
         std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut names: Vec<String> = entries
         .filter_map(|entry| Some(entry.ok()?.path().file_stem()?.to_str()?.to_owned()))
+        .filter(|name| block_of(name) == block)
         .collect();
     names.sort();
+    // One program may lie in a file and a folder of the same name.
+    names.dedup();
     Ok(names)
+}
+
+fn block_of(program: &str) -> Block {
+    match program {
+        "experiments" => Block::Experiments,
+        _ => Block::System,
+    }
 }
 
 /// Runs tests, passing on what they print and keeping the runner's own closing lines.
@@ -185,8 +221,28 @@ fn collect(command: &mut Command, said: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+impl Share {
+    /// Tells how much of it was taken, if any.
+    fn line(&self, outcomes: &[Outcome]) -> Option<String> {
+        let own = outcomes
+            .iter()
+            .filter(|outcome| self.blocks.contains(&outcome.block));
+        let took: Duration = own.map(|outcome| outcome.took).sum();
+        if took.is_zero() {
+            return None;
+        }
+        let (minutes, of) = (self.minutes, self.of);
+        let percent = took.as_secs_f64() / (minutes * 60) as f64 * 100.0;
+        Some(format!(
+            "{:<13} {:>7.1} s {percent:.0} % of the {minutes} minutes for {of}",
+            "together",
+            took.as_secs_f64()
+        ))
+    }
+}
+
 fn report(outcomes: &[Outcome]) -> Result<()> {
-    println!("\nblock     time      result");
+    println!("\nblock         time      result");
     for outcome in outcomes {
         let result = if outcome.failure.is_some() {
             "FAILED"
@@ -194,19 +250,15 @@ fn report(outcomes: &[Outcome]) -> Result<()> {
             "ok"
         };
         println!(
-            "{:<9} {:>7.1} s {result}",
+            "{:<13} {:>7.1} s {result}",
             format!("{:?}", outcome.block),
             outcome.took.as_secs_f32()
         );
     }
-    let total: Duration = outcomes.iter().map(|outcome| outcome.took).sum();
-    let part = total.as_secs_f32() / SHARE.as_secs_f32() * 100.0;
-    let share = SHARE.as_secs() / 60;
-    println!(
-        "{:<9} {:>7.1} s {part:.0} % of the {share} minutes for building and the running system\n",
-        "total",
-        total.as_secs_f32()
-    );
+    for line in SHARES.iter().filter_map(|share| share.line(outcomes)) {
+        println!("{line}");
+    }
+    println!();
     for said in outcomes.iter().flat_map(|outcome| &outcome.said) {
         println!("{said}");
     }

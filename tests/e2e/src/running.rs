@@ -123,10 +123,13 @@ impl Running {
     pub fn shell(&self, folder: &str, line: &str) -> Result<Done> {
         let data = format!("127.0.0.1:{}", self.data());
         let api = format!("127.0.0.1:{}", self.system.ports().scheduler.api);
+        let metrics = format!("127.0.0.1:{}", self.system.ports().replicas[0].metrics);
         let here = line
             .replace("0.0.0.0:9000", &data)
             .replace("localhost:9000", &data)
-            .replace("0.0.0.0:9004", &api);
+            .replace("0.0.0.0:9004", &api)
+            // As the documentation writes it.
+            .replace("0.0.0:9006", &metrics);
         let mut command = Command::new("sh");
         command.arg("-c").arg(&here);
         self.run(here, command, folder)
@@ -151,7 +154,8 @@ impl Running {
         Ok(all)
     }
 
-    pub(crate) fn stop(self, failed: bool) {
+    /// Ends it; logs are kept after a failure.
+    pub fn stop(self, failed: bool) {
         for ended in self.system.ended() {
             eprintln!("{ended} ended by itself:\n{}", self.system.tail(ended));
         }

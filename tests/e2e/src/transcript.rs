@@ -11,11 +11,16 @@
 //! A command goes on in indented lines.
 //!
 //! `same`, `subset`, `outputs`: as [`Rule`]; `text`: equal but for white space at the ends of lines; `lines`: each line
-//! occurs, in this order; `empty`: nothing is printed; `any`: the command succeeds.
+//! occurs, in this order; `split`: answers counted by route, each about as often as any other; `empty`: nothing is
+//! printed; `quiet`: nothing or `{}`, which pages of different age show; `any`: the command succeeds. `soon:` before
+//! one of them: the command is given again until it prints that.
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::json::{Rule, differences};
 use crate::running::Running;
+use crate::wait::eventually;
 
 /// A file of commands and their output.
 #[derive(Debug, Default)]
@@ -82,15 +87,22 @@ impl Transcript {
 
 impl Step {
     fn play(&self, running: &Running) -> Result<()> {
+        match self.compare.strip_prefix("soon:") {
+            Some(compare) => eventually(10, || self.once(running, compare)),
+            None => self.once(running, &self.compare),
+        }
+    }
+
+    fn once(&self, running: &Running, compare: &str) -> Result<()> {
         let done = running.shell(&self.folder, &self.command)?;
         let stderr = done.stderr.clone();
         let printed = done.ok()?;
-        self.check(&printed)
+        self.check(compare, &printed)
             .with_context(|| format!("printed:\n{printed}{stderr}"))
     }
 
-    fn check(&self, printed: &str) -> Result<()> {
-        let rule = match self.compare.as_str() {
+    fn check(&self, compare: &str, printed: &str) -> Result<()> {
+        let rule = match compare {
             "same" => Rule::Same,
             "subset" => Rule::Subset,
             "outputs" => Rule::Outputs,
@@ -99,6 +111,12 @@ impl Step {
                 ensure!(printed.is_empty(), "nothing should be printed");
                 return Ok(());
             }
+            "quiet" => {
+                let nothing = ["", "{}"].contains(&printed.trim());
+                ensure!(nothing, "nothing or {{}} should be printed");
+                return Ok(());
+            }
+            "split" => return split(&self.expected, printed),
             "text" => {
                 ensure!(
                     trimmed(printed) == trimmed(&self.expected),
@@ -127,6 +145,34 @@ fn trimmed(text: &str) -> Vec<&str> {
     lines[..end].to_vec()
 }
 
+/// Compares `Success: map[:iris_1::48 :iris2_1::52]`: the same routes and sum, and an even share of it for each.
+fn split(expected: &str, printed: &str) -> Result<()> {
+    let (wanted, given) = (counts(expected)?, counts(printed)?);
+    let sum: u32 = wanted.values().sum();
+    ensure!(
+        wanted.keys().eq(given.keys()) && given.values().sum::<u32>() == sum,
+        "documented is {expected}"
+    );
+    let share = 1.0 / wanted.len() as f64;
+    let mean = f64::from(sum) * share;
+    // Of the binomial distribution: exceeded once in a thousand million times.
+    let bound = 6.1 * (mean * (1.0 - share)).sqrt();
+    let far = |count: &u32| (f64::from(*count) - mean).abs() > bound;
+    ensure!(!given.values().any(far), "not even, within {bound:.0}");
+    Ok(())
+}
+
+fn counts(text: &str) -> Result<BTreeMap<String, u32>> {
+    let inner = text.trim().strip_prefix("Success: map[");
+    let inner = inner.and_then(|rest| rest.strip_suffix(']'));
+    let inner = inner.with_context(|| format!("no map of successes: {text}"))?;
+    let pair = |pair: &str| {
+        let (route, count) = pair.rsplit_once(':').context("no count")?;
+        Ok((route.to_owned(), count.parse()?))
+    };
+    inner.split_whitespace().map(pair).collect()
+}
+
 fn in_order(expected: &str, printed: &str) -> Result<()> {
     let mut rest = printed;
     for line in expected
@@ -147,6 +193,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_split_is_even_and_complete() {
+        let documented = "Success: map[:iris2_1::57 :iris_1::43]\n";
+        assert!(split(documented, "Success: map[:iris2_1::40 :iris_1::60]\n").is_ok());
+        for other in [
+            "Success: map[:iris_1::100]",
+            "Success: map[:iris2_1::10 :iris_1::90]",
+            "Success: map[:iris2_1::50 :iris_1::51]",
+            "Success: map[:iris2_1::50 :iris3_1::50]",
+            "Success: map[:iris2_1::50 :iris_1::50]\nErrors: map[:iris_1::map[503:2]]",
+        ] {
+            assert!(split(documented, other).is_err(), "{other}");
+        }
+    }
+
+    #[test]
     fn commands_go_on_in_indented_lines() {
         let text = "@ samples\n# 1-2 same\n$ curl x \\\n  -d y\n{\n}\n# 3 empty\n$ seldon model unload iris\n";
         let transcript = Transcript::parse(text).unwrap();
@@ -158,8 +219,9 @@ mod tests {
             (first.expected.as_str(), first.folder.as_str()),
             ("{\n}\n", "samples")
         );
-        assert!(first.check("{ }").is_ok() && first.check("{\"a\": 1}").is_err());
-        assert!(second.check("").is_ok() && second.check("{}").is_err());
+        assert!(first.check("same", "{ }").is_ok() && first.check("same", "{\"a\": 1}").is_err());
+        assert!(second.check("empty", "").is_ok() && second.check("empty", "{}").is_err());
+        assert!(second.check("quiet", "{}\n").is_ok() && second.check("quiet", "ok").is_err());
         assert!(in_order("a\nb", "xax\nxb").is_ok() && in_order("b\na", "a b").is_err());
     }
 }

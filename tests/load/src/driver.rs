@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use http::{HeaderMap, Method, Request, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -35,10 +35,7 @@ impl Shot {
     /// A REST inference for a model by header.
     pub fn rest(model: &str, body: &str) -> Self {
         let mut headers = HeaderMap::new();
-        headers.insert(
-            "content-type",
-            http::HeaderValue::from_static("application/json"),
-        );
+        headers.insert("content-type", HeaderValue::from_static("application/json"));
         if let Ok(value) = model.parse() {
             headers.insert("seldon-model", value);
         }
@@ -52,11 +49,8 @@ impl Shot {
     /// A gRPC inference for a model by header.
     pub fn grpc(model: &str, message: &impl prost::Message) -> Self {
         let mut headers = HeaderMap::new();
-        headers.insert(
-            "content-type",
-            http::HeaderValue::from_static("application/grpc"),
-        );
-        headers.insert("te", http::HeaderValue::from_static("trailers"));
+        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+        headers.insert("te", HeaderValue::from_static("trailers"));
         if let Ok(value) = model.parse() {
             headers.insert("seldon-model", value);
         }
@@ -95,6 +89,8 @@ pub struct Report {
     pub succeeded: u64,
     /// What failed, by a short text: the status, or the error of the connection.
     pub failures: BTreeMap<String, u64>,
+    /// How many successes carried this as `x-seldon-route`.
+    pub routes: BTreeMap<String, u64>,
     /// Microseconds from when a request was due to the end of its answer.
     pub latency: Histogram<u64>,
     pub elapsed: Duration,
@@ -127,7 +123,18 @@ struct Shared {
 struct Tally {
     succeeded: u64,
     failures: BTreeMap<String, u64>,
+    routes: BTreeMap<String, u64>,
     latency: Histogram<u64>,
+}
+
+impl Tally {
+    fn success(&mut self, route: &str) {
+        self.succeeded += 1;
+        match self.routes.get_mut(route) {
+            Some(count) => *count += 1,
+            None => drop(self.routes.insert(route.to_owned(), 1)),
+        }
+    }
 }
 
 impl Load {
@@ -146,6 +153,7 @@ impl Load {
             tally: Mutex::new(Tally {
                 succeeded: 0,
                 failures: BTreeMap::new(),
+                routes: BTreeMap::new(),
                 latency,
             }),
             load: self,
@@ -182,6 +190,7 @@ impl Running {
             sent: self.shared.done.load(Ordering::Relaxed),
             succeeded: tally.succeeded,
             failures: tally.failures.clone(),
+            routes: tally.routes.clone(),
             latency: tally.latency.clone(),
             elapsed,
         })
@@ -222,7 +231,11 @@ async fn lane_loop(shared: Arc<Shared>, lane: usize) {
         shared.done.fetch_add(1, Ordering::Relaxed);
         let mut tally = shared.tally.lock().await;
         match outcome {
-            Ok(()) => tally.succeeded += 1,
+            Ok(route) => tally.success(
+                route
+                    .as_ref()
+                    .map_or("", |route| route.to_str().unwrap_or("?")),
+            ),
             Err(text) => *tally.failures.entry(text).or_default() += 1,
         }
         let _ = tally.latency.record(due.elapsed().as_micros() as u64);
@@ -259,7 +272,7 @@ async fn send_rest(
     connection: &mut Option<http1::SendRequest<Full<Bytes>>>,
     target: &str,
     shot: &Shot,
-) -> Result<(), String> {
+) -> Result<Option<HeaderValue>, String> {
     if connection.as_ref().is_none_or(|c| c.is_closed()) {
         let (sender, driver) = http1::handshake(connect(target).await?)
             .await
@@ -279,6 +292,7 @@ async fn send_rest(
         .await
         .map_err(|e| format!("answer: {e}"))?;
     let status = answer.status();
+    let route = answer.headers().get("x-seldon-route").cloned();
     let body = answer
         .into_body()
         .collect()
@@ -286,7 +300,7 @@ async fn send_rest(
         .map_err(|e| format!("body: {e}"))?
         .to_bytes();
     if status.is_success() {
-        return Ok(());
+        return Ok(route);
     }
     let text: String = String::from_utf8_lossy(&body).chars().take(120).collect();
     Err(format!("{} {text}", status.as_u16()))
@@ -296,7 +310,7 @@ async fn send_grpc(
     connection: &mut Option<http2::SendRequest<Full<Bytes>>>,
     target: &str,
     shot: &Shot,
-) -> Result<(), String> {
+) -> Result<Option<HeaderValue>, String> {
     if connection.as_ref().is_none_or(|c| c.is_closed()) {
         let (sender, driver) = http2::handshake(TokioExecutor::new(), connect(target).await?)
             .await
@@ -316,6 +330,7 @@ async fn send_grpc(
         .await
         .map_err(|e| format!("answer: {e}"))?;
     let early = answer.headers().get("grpc-status").cloned();
+    let route = answer.headers().get("x-seldon-route").cloned();
     let http_status = answer.status();
     let collected = answer
         .into_body()
@@ -325,7 +340,7 @@ async fn send_grpc(
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let status = early.or_else(|| trailers.get("grpc-status").cloned());
     match status.as_ref().and_then(|s| s.to_str().ok()) {
-        Some("0") => Ok(()),
+        Some("0") => Ok(route),
         Some(code) => Err(format!("grpc {code}")),
         None => Err(format!("no grpc-status, http {}", http_status.as_u16())),
     }

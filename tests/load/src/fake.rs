@@ -1,7 +1,8 @@
 //! A trivially fast inference server: REST and gRPC on both of its ports, answers that cost nothing to make.
 //!
 //! It keeps no models: every load succeeds after [`Behaviour::load`], every inference is answered at once with the
-//! model's name in it, so that a test can see who answered.
+//! model's name in it, so that a test can see who answered. What it was asked is in its [`Ledger`], which
+//! `GET /fake/asked` shows.
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -19,6 +20,8 @@ use prost::Message as _;
 use seldon_proto::inference as pb;
 use tokio::net::TcpListener;
 
+use crate::ledger::{Inference, Ledger};
+
 /// How the server treats what it is asked.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
@@ -30,6 +33,16 @@ pub struct Behaviour {
     pub refuse_prefix: Option<String>,
     /// Inferences of models whose name starts so are never answered.
     pub hang_prefix: Option<String>,
+    /// Inferences of models whose name starts so fail: 500, or `INTERNAL`.
+    pub fail_prefix: Option<String>,
+    /// Inferences of models whose name starts so take this long.
+    pub slow: Option<(String, Duration)>,
+    /// Of models whose name starts so, each request is recorded.
+    pub record_prefix: Option<String>,
+}
+
+fn begins(model: &str, prefix: Option<&str>) -> bool {
+    prefix.is_some_and(|prefix| model.starts_with(prefix))
 }
 
 type Frames = futures_list::Frames;
@@ -37,15 +50,20 @@ type Answer = Response<Either<Full<Bytes>, StreamBody<Frames>>>;
 
 /// Serves until dropped or aborted.
 pub async fn serve(listener: TcpListener, behaviour: Behaviour) {
-    let behaviour = Arc::new(behaviour);
+    serve_with(listener, behaviour, Arc::default()).await;
+}
+
+/// Serves until dropped or aborted, and notes what it is asked in a ledger that others may share.
+pub async fn serve_with(listener: TcpListener, behaviour: Behaviour, ledger: Arc<Ledger>) {
+    let server = Arc::new(Server { behaviour, ledger });
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let behaviour = behaviour.clone();
+        let server = server.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, behaviour.clone()));
+            let service = service_fn(move |request| answer(request, server.clone()));
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http2().max_concurrent_streams(100_000);
             let _ = builder
@@ -55,97 +73,119 @@ pub async fn serve(listener: TcpListener, behaviour: Behaviour) {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    behaviour: Arc<Behaviour>,
-) -> Result<Answer, Infallible> {
-    let path = request.uri().path().to_owned();
-    let method = request.method().clone();
-    let collected = request.into_body().collect().await;
-    let body = collected.map(|b| b.to_bytes()).unwrap_or_default();
+struct Server {
+    behaviour: Behaviour,
+    ledger: Arc<Ledger>,
+}
+
+async fn answer(request: Request<Incoming>, server: Arc<Server>) -> Result<Answer, Infallible> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map(|body| body.to_bytes());
+    let body = body.unwrap_or_default();
+    let path = head.uri.path();
     Ok(
         match path.strip_prefix("/inference.GRPCInferenceService/") {
-            Some(call) => grpc(call, &body, &behaviour).await,
-            None => rest(&method, &path, &behaviour).await,
+            Some(call) => server.grpc(call, &head.headers, &body).await,
+            None => server.rest(&head.method, path, &head.headers, &body).await,
         },
     )
 }
 
-async fn infer_time(model: &str, behaviour: &Behaviour) {
-    if behaviour
-        .hang_prefix
-        .as_deref()
-        .is_some_and(|p| model.starts_with(p))
-    {
-        std::future::pending::<()>().await;
+impl Server {
+    /// Notes an inference and takes its time; tells whether it is to fail.
+    async fn infer(
+        &self,
+        model: &str,
+        protocol: &'static str,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> bool {
+        let behaviour = &self.behaviour;
+        let record = begins(model, behaviour.record_prefix.as_deref());
+        let inference = || Inference::new(model, protocol, headers, body);
+        self.ledger.note(model, record.then(inference));
+        if begins(model, behaviour.hang_prefix.as_deref()) {
+            std::future::pending::<()>().await;
+        }
+        let slow = behaviour.slow.as_ref();
+        let slow = slow.filter(|(prefix, _)| model.starts_with(prefix));
+        let time = slow.map_or(behaviour.infer, |(_, time)| *time);
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
+        begins(model, behaviour.fail_prefix.as_deref())
     }
-    if !behaviour.infer.is_zero() {
-        tokio::time::sleep(behaviour.infer).await;
-    }
-}
 
-async fn rest(method: &Method, path: &str, behaviour: &Behaviour) -> Answer {
-    let rest = path.strip_prefix("/v2/models/").unwrap_or_default();
-    let (model, verb) = rest.split_once('/').unwrap_or((rest, ""));
-    let json = match (method, verb) {
-        (&Method::POST, "infer") => {
-            infer_time(model, behaviour).await;
-            format!(
-                r#"{{"model_name":"{model}","outputs":[{{"name":"predict","shape":[1],"datatype":"INT64","data":[2]}}]}}"#
-            )
+    async fn rest(&self, method: &Method, path: &str, headers: &HeaderMap, body: &[u8]) -> Answer {
+        let rest = path.strip_prefix("/v2/models/").unwrap_or_default();
+        let (model, verb) = rest.split_once('/').unwrap_or((rest, ""));
+        let json = match (method, verb) {
+            (&Method::POST, "infer") => {
+                if self.infer(model, "rest", headers, body).await {
+                    return failed(StatusCode::INTERNAL_SERVER_ERROR, "this model fails");
+                }
+                format!(
+                    r#"{{"model_name":"{model}","outputs":[{{"name":"predict","shape":[1],"datatype":"INT64","data":[2]}}]}}"#
+                )
+            }
+            (&Method::GET, "ready" | "") if !model.is_empty() => format!(r#"{{"name":"{model}"}}"#),
+            (&Method::GET, _) if path.starts_with("/v2/health/") => "{}".to_owned(),
+            (&Method::GET, _) if path == "/fake/asked" => self.ledger.json(),
+            _ => return failed(StatusCode::NOT_FOUND, "not found"),
+        };
+        let mut answer = full(json.into());
+        answer
+            .headers_mut()
+            .insert("content-type", HeaderValue::from_static("application/json"));
+        answer
+    }
+
+    async fn grpc(&self, call: &str, headers: &HeaderMap, body: &Bytes) -> Answer {
+        let behaviour = &self.behaviour;
+        let message = body.get(5..).unwrap_or_default();
+        match call {
+            "ServerLive" => reply(&pb::ServerLiveResponse { live: true }),
+            "ServerReady" => reply(&pb::ServerReadyResponse { ready: true }),
+            "ModelReady" => reply(&pb::ModelReadyResponse { ready: true }),
+            "RepositoryIndex" => reply(&pb::RepositoryIndexResponse::default()),
+            "RepositoryModelUnload" => reply(&pb::RepositoryModelUnloadResponse {}),
+            "RepositoryModelLoad" => {
+                let name = pb::RepositoryModelLoadRequest::decode(message)
+                    .map(|r| r.model_name)
+                    .unwrap_or_default();
+                if begins(&name, behaviour.refuse_prefix.as_deref()) {
+                    return status("3", "this model cannot be loaded");
+                }
+                tokio::time::sleep(behaviour.load).await;
+                reply(&pb::RepositoryModelLoadResponse {})
+            }
+            "ModelInfer" => {
+                let request = pb::ModelInferRequest::decode(message).unwrap_or_default();
+                if self
+                    .infer(&request.model_name, "grpc", headers, message)
+                    .await
+                {
+                    return status("13", "this model fails");
+                }
+                reply(&pb::ModelInferResponse {
+                    model_name: request.model_name,
+                    id: request.id,
+                    ..Default::default()
+                })
+            }
+            _ => status("12", "unimplemented"),
         }
-        (&Method::GET, "ready" | "") if !model.is_empty() => format!(r#"{{"name":"{model}"}}"#),
-        (&Method::GET, _) if path.starts_with("/v2/health/") => "{}".to_owned(),
-        _ => {
-            let mut answer = full("{\"error\":\"not found\"}".into());
-            *answer.status_mut() = StatusCode::NOT_FOUND;
-            return answer;
-        }
-    };
-    let mut answer = full(json.into());
-    answer
-        .headers_mut()
-        .insert("content-type", HeaderValue::from_static("application/json"));
-    answer
+    }
 }
 
 fn full(body: Bytes) -> Answer {
     Response::new(Either::Left(Full::new(body)))
 }
 
-async fn grpc(call: &str, body: &Bytes, behaviour: &Behaviour) -> Answer {
-    let message = body.get(5..).unwrap_or_default();
-    match call {
-        "ServerLive" => reply(&pb::ServerLiveResponse { live: true }),
-        "ServerReady" => reply(&pb::ServerReadyResponse { ready: true }),
-        "ModelReady" => reply(&pb::ModelReadyResponse { ready: true }),
-        "RepositoryIndex" => reply(&pb::RepositoryIndexResponse::default()),
-        "RepositoryModelUnload" => reply(&pb::RepositoryModelUnloadResponse {}),
-        "RepositoryModelLoad" => {
-            let name = pb::RepositoryModelLoadRequest::decode(message)
-                .map(|r| r.model_name)
-                .unwrap_or_default();
-            if behaviour
-                .refuse_prefix
-                .as_deref()
-                .is_some_and(|p| name.starts_with(p))
-            {
-                return status("3", "this model cannot be loaded");
-            }
-            tokio::time::sleep(behaviour.load).await;
-            reply(&pb::RepositoryModelLoadResponse {})
-        }
-        "ModelInfer" => {
-            let request = pb::ModelInferRequest::decode(message).unwrap_or_default();
-            infer_time(&request.model_name, behaviour).await;
-            reply(&pb::ModelInferResponse {
-                model_name: request.model_name,
-                id: request.id,
-                ..Default::default()
-            })
-        }
-        _ => status("12", "unimplemented"),
-    }
+fn failed(status: StatusCode, error: &str) -> Answer {
+    let mut answer = full(format!("{{\"error\":\"{error}\"}}").into());
+    *answer.status_mut() = status;
+    answer
 }
 
 fn reply(message: &impl prost::Message) -> Answer {

@@ -21,8 +21,8 @@ use crate::wait::eventually_async;
 /// Two replicas of the fake inference server, two Envoys.
 pub struct Fleet {
     pub system: System,
-    scheduler: SchedulerClient<Channel>,
-    introspect: IntrospectClient<Channel>,
+    pub(super) scheduler: SchedulerClient<Channel>,
+    pub(super) introspect: IntrospectClient<Channel>,
     _artefacts: TempDir,
 }
 
@@ -79,7 +79,8 @@ impl Fleet {
         Ok((Self::start_with(&[], through).await?, wires))
     }
 
-    async fn start_with(
+    /// Starts it with another configuration.
+    pub async fn start_with(
         variables: &[(&'static str, &'static str)],
         change: impl FnOnce(&mut Config) + Send + 'static,
     ) -> Result<Self> {
@@ -88,13 +89,13 @@ impl Fleet {
         let mut builder = builder.artefacts(artefacts.path()).config(|config| {
             config.parts.mlserver = config.parts.scheduler.with_file_name("fake-inference");
             config.memory_bytes = 1_000_000_000;
-            change(config);
         });
         // A busy inference server has 30 s to answer by default; here it is stopped for less than that.
         builder = builder.arg("agent", SILENCE);
         for (name, value) in variables {
             builder = builder.env("mlserver", *name, *value);
         }
+        let builder = builder.config(change);
         let begin = Instant::now();
         let system = builder.start().await?;
         eprintln!(

@@ -1,9 +1,11 @@
 //! A system on trivially fast inference servers, for tests of change and of faults under load.
 mod admin;
+mod experiments;
 mod fleet;
 mod network;
 
 pub use admin::{Envoy, ask_once};
+pub use experiments::{Split, experiment, percent_of};
 pub use fleet::{Fleet, Statuses, model};
 pub use network::Wire;
 

@@ -1,9 +1,11 @@
 //! `fake-inference`: the trivially fast inference server as a process. It takes MLServer's place: the same words
 //! (`start FOLDER`) and variables start it.
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use seldon_load::fake::{Behaviour, serve};
+use seldon_load::fake::{Behaviour, serve_with};
+use seldon_load::ledger::Ledger;
 use tokio::net::TcpListener;
 
 /// A trivially fast inference server for benchmarks and fault tests.
@@ -27,6 +29,18 @@ struct Args {
     /// Never answer models whose name starts so.
     #[arg(long, env = "FAKE_HANG_PREFIX")]
     hang_prefix: Option<String>,
+    /// Answer models whose name starts so with a failure.
+    #[arg(long, env = "FAKE_FAIL_PREFIX")]
+    fail_prefix: Option<String>,
+    /// Answer models whose name starts so after `slow-ms`.
+    #[arg(long, env = "FAKE_SLOW_PREFIX")]
+    slow_prefix: Option<String>,
+    /// Milliseconds that an inference of those takes.
+    #[arg(long, env = "FAKE_SLOW_MS", default_value_t = 50)]
+    slow_ms: u64,
+    /// Record each request for models whose name starts so.
+    #[arg(long, env = "FAKE_RECORD_PREFIX")]
+    record_prefix: Option<String>,
     /// `start FOLDER`, as MLServer is called; nothing is read there.
     words: Vec<String>,
 }
@@ -39,10 +53,17 @@ async fn main() -> anyhow::Result<()> {
         infer: Duration::from_millis(args.infer_ms),
         refuse_prefix: args.refuse_prefix,
         hang_prefix: args.hang_prefix,
+        fail_prefix: args.fail_prefix,
+        slow: args
+            .slow_prefix
+            .map(|prefix| (prefix, Duration::from_millis(args.slow_ms))),
+        record_prefix: args.record_prefix,
     };
+    // Both ports are one server.
+    let ledger = Arc::<Ledger>::default();
     let http = TcpListener::bind(("127.0.0.1", args.http_port)).await?;
     let grpc = TcpListener::bind(("127.0.0.1", args.grpc_port)).await?;
-    tokio::spawn(serve(http, behaviour.clone()));
-    serve(grpc, behaviour).await;
+    tokio::spawn(serve_with(http, behaviour.clone(), ledger.clone()));
+    serve_with(grpc, behaviour, ledger).await;
     Ok(())
 }
