@@ -71,14 +71,20 @@ async fn push(version: EnvoyVersion, filter: bool, seed: u64) -> Result<()> {
     engine.first_world();
     engine.open();
     let envoy = Running::start(&engine, version, filter).await?;
-    let (mut random, mut made, mut world) = (Random(seed), Made::default(), World::new(None));
+    let (mut random, mut made) = (Random(seed), Made::default());
+    let mut world = World::new(None, None);
     let mut expected = Resources::new();
     // The oldest Envoy takes six times as long for each.
     let more = long() && version == EnvoyVersion::default();
     let (begin, rounds) = (Instant::now(), if more { 3 * WORLDS } else { WORLDS });
     for number in 1..=rounds {
-        let (models, servers) = made.change(&mut random);
-        let changes = world.update(&made, &models, &servers);
+        let changed = made.change(&mut random);
+        let changes = world.update(
+            &made,
+            &changed.models,
+            &changed.servers,
+            &changed.experiments,
+        );
         collect(&mut expected, changes.clone());
         let generation = number + 1;
         engine.apply(generation, changes);

@@ -44,6 +44,9 @@ pub struct Flags {
         default_value_t = 9000
     )]
     pub envoy_data_port: u16,
+    /// Port of Envoys' counters (`/stats/prometheus`), for those that name none in their metadata.
+    #[arg(long, value_name = "PORT", default_value_t = 9003)]
+    pub envoy_stats_port: u16,
     /// Path of the wasm filter on the Envoys' machines, for those that name none in their metadata.
     #[arg(long, value_name = "PATH")]
     pub filter_module: Option<String>,

@@ -61,6 +61,7 @@ async fn run<S: Store>(flags: &Flags, store: S) -> anyhow::Result<()> {
             tls: envoy_certificates.as_ref().map(EnvoyCertificates::tls),
         },
         filter_module: flags.filter_module.clone(),
+        envoy_stats_port: flags.envoy_stats_port,
         envoy_certificates,
         control_plane_tls,
         discovery_tls: certificates::discovery()?,

@@ -24,6 +24,7 @@ use tonic::{
 use crate::{
     certificates::EnvoyCertificates,
     clock::Clock,
+    measure::Meter,
     probes::Probes,
     resources::{ByMetadata, ListenerOptions, World, fixed, names::types},
     services::{Agents, Health, Introspection, SchedulerApi},
@@ -49,6 +50,8 @@ pub struct Options<S> {
     pub listener: ListenerOptions,
     /// For Envoys that name no module of their own.
     pub filter_module: Option<String>,
+    /// Where counters are read of Envoys that name no port of their own.
+    pub envoy_stats_port: u16,
     pub envoy_certificates: Option<EnvoyCertificates>,
     pub control_plane_tls: Option<ServerTls>,
     pub discovery_tls: Option<ServerTls>,
@@ -93,7 +96,10 @@ pub async fn run<S: Store>(
     let state = State::new(options.rules, clock.now());
     engine.apply(state.generation(), resources);
     let committer = Committer::new(options.store).context("starting the store's thread")?;
-    let world = World::new(options.listener.tls.clone());
+    let world = World::new(
+        options.listener.tls.clone(),
+        options.filter_module.as_deref(),
+    );
     let (writer, handle) = Writer::new(state, clock, world, engine.clone(), committer);
     let mut writer = tokio::spawn(writer.run(restored, patience, stop.clone()));
 
@@ -108,7 +114,16 @@ pub async fn run<S: Store>(
             Ok(())
         });
     }
+    let meter = Meter::new(engine.clone(), options.envoy_stats_port);
+    {
+        let (meter, handle, stop) = (meter.clone(), handle.clone(), stop.clone());
+        tasks.spawn(async move {
+            let _ = stop.run_until_cancelled(meter.follow(handle)).await;
+            Ok(())
+        });
+    }
     let apis = Apis {
+        meter,
         handle: handle.clone(),
         engine: engine.clone(),
         stop: stop.clone(),
@@ -158,6 +173,7 @@ async fn wait(
 }
 
 struct Apis {
+    meter: Meter,
     handle: Handle,
     engine: Engine,
     stop: CancellationToken,
@@ -198,7 +214,8 @@ fn spawn_services(
 impl Apis {
     fn scheduler(&self) -> anyhow::Result<Router> {
         let api = SchedulerApi::new(self.handle.clone(), self.stop.clone());
-        let introspection = Introspection::new(self.handle.clone(), self.engine.clone());
+        let introspection =
+            Introspection::new(self.handle.clone(), self.engine.clone(), self.meter.clone());
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(seldon_proto::DESCRIPTORS)

@@ -66,6 +66,7 @@ impl Scheduler {
                 tls: None,
             },
             filter_module: None,
+            envoy_stats_port: 9003,
             envoy_certificates: None,
             control_plane_tls: None,
             discovery_tls: None,

@@ -6,10 +6,11 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
-use seldon_core::Record;
-use seldon_proto::scheduler::{MetaData, Model};
+use seldon_core::{Record, RolloutEvent, RolloutOutcome, RolloutRecord};
+use seldon_proto::scheduler::{Experiment, ExperimentCohort, MetaData, Model};
 use seldon_scheduler::store::{Committer, Disk, Store, StoreError, Write};
 
 fn model(name: &str) -> Record {
@@ -29,10 +30,37 @@ fn model(name: &str) -> Record {
     }
 }
 
+fn experiment(name: &str) -> Record {
+    let spec = Experiment {
+        name: name.into(),
+        cohort: Some(ExperimentCohort {
+            header: "x-user".into(),
+        }),
+        ..Default::default()
+    };
+    let decision = RolloutEvent {
+        at: Duration::from_millis(1_700_000_000_123),
+        percent: 0,
+        reason: "too many errors".into(),
+    };
+    Record::Experiment {
+        name: name.into(),
+        last_good: (name == "a.b").then(|| Arc::new(Experiment::default())),
+        spec: Arc::new(spec),
+        rollout: Some(RolloutRecord {
+            step: 2,
+            outcome: RolloutOutcome::RolledBack,
+            history: vec![decision],
+        }),
+    }
+}
+
 fn names(store: &impl Store) -> Vec<String> {
     let records = store.restore().unwrap().unwrap();
     let name = |record: &Record| match record {
-        Record::Model { name, .. } | Record::Server { name, .. } => name.to_string(),
+        Record::Model { name, .. }
+        | Record::Server { name, .. }
+        | Record::Experiment { name, .. } => name.to_string(),
     };
     records.iter().map(name).collect()
 }
@@ -53,16 +81,38 @@ fn records_come_back_as_they_were() {
         Write::Put(model("wine")),
         Write::Put(server.clone()),
         Write::ForgetModel("wine".into()),
+        Write::Put(experiment("a.b")),
+        Write::Put(experiment("gone")),
+        Write::ForgetExperiment("gone".into()),
     ];
     disk.commit(&writes).unwrap();
     drop(disk);
     let again = Disk::open(folder.path()).unwrap();
-    assert_eq!(again.restore().unwrap(), Some(vec![server, model("iris")]));
+    let kept = vec![server, model("iris"), experiment("a.b")];
+    assert_eq!(again.restore().unwrap(), Some(kept));
     let second = Disk::open(folder.path());
     assert!(
         matches!(second.err(), Some(StoreError::Open { .. })),
         "one scheduler only"
     );
+}
+
+/// Stores of before experiments have no table for them.
+#[test]
+fn a_store_without_experiments_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut disk = Disk::open(folder.path()).unwrap();
+    disk.commit(&[Write::Put(model("iris"))]).unwrap();
+    drop(disk);
+    let database = redb::Database::open(folder.path().join("scheduler.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let table = redb::TableDefinition::<&str, &[u8]>::new("experiments");
+    assert!(transaction.delete_table(table).unwrap());
+    transaction.commit().unwrap();
+    drop(database);
+    let mut again = Disk::open(folder.path()).unwrap();
+    assert_eq!(again.restore().unwrap(), Some(vec![model("iris")]));
+    again.commit(&[Write::Put(experiment("e"))]).unwrap();
 }
 
 /// Not a test by itself: the process that `acknowledged_writes_survive_a_kill` kills.

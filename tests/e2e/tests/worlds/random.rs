@@ -2,7 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use seldon_core::{Endpoint, ReplicaSet, Route, Split};
+use seldon_core::{Endpoint, ExperimentRoute, LiveCandidate, LiveMirror, ReplicaSet, Route, Split};
 use seldon_scheduler::resources::View;
 
 /// Splitmix64: small, and the same everywhere.
@@ -34,17 +34,70 @@ const SERVERS: [&str; 4] = [
 ];
 const REPLICAS: u32 = 40;
 const MODELS: u32 = 60;
+const EXPERIMENTS: u32 = 12;
 
 /// A world made by hand.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Made {
     routes: BTreeMap<Arc<str>, Route>,
     replicas: BTreeMap<(Arc<str>, u32), Endpoint>,
+    experiments: BTreeMap<Arc<str>, Wanted>,
+}
+
+/// An experiment; of its models only those with a route can answer.
+#[derive(Clone, Debug)]
+struct Wanted {
+    /// A candidate, or the name of a pipeline.
+    default: Option<String>,
+    candidates: Vec<(Arc<str>, u32)>,
+    mirror: Option<(Arc<str>, u32)>,
+    cohort_header: Option<String>,
+}
+
+impl Wanted {
+    fn names(&self, model: &str) -> bool {
+        let candidates = self.candidates.iter().map(|(name, _)| name);
+        let mut all = candidates.chain(self.mirror.iter().map(|(name, _)| name));
+        all.any(|name| **name == *model) || self.default.as_deref() == Some(model)
+    }
 }
 
 impl View for Made {
     fn route(&self, model: &str) -> Option<Route> {
-        self.routes.get(model).cloned()
+        let mut route = self.routes.get(model)?.clone();
+        for (name, wanted) in &self.experiments {
+            route.candidate |= wanted.candidates.iter().any(|(c, _)| **c == *model);
+            if wanted.default.as_deref() == Some(model) {
+                route.split_by = Some(name.clone());
+            }
+        }
+        Some(route)
+    }
+
+    fn experiment_route(&self, experiment: &str) -> Option<ExperimentRoute> {
+        let wanted = self.experiments.get(experiment)?;
+        let splits = |name: &Arc<str>| Some(self.routes.get(name)?.splits.clone());
+        let candidate = |(name, weight): &(Arc<str>, u32)| {
+            Some(LiveCandidate {
+                name: name.clone(),
+                weight: *weight,
+                splits: splits(name)?,
+            })
+        };
+        let mirror = |(name, percent): &(Arc<str>, u32)| {
+            Some(LiveMirror {
+                name: name.clone(),
+                percent: *percent,
+                splits: splits(name)?,
+            })
+        };
+        Some(ExperimentRoute {
+            name: experiment.into(),
+            endpoint: wanted.default.clone(),
+            candidates: wanted.candidates.iter().filter_map(candidate).collect(),
+            mirror: wanted.mirror.as_ref().and_then(mirror),
+            cohort_header: wanted.cohort_header.clone(),
+        })
     }
 
     fn endpoints(&self, set: &ReplicaSet) -> Vec<Endpoint> {
@@ -53,26 +106,28 @@ impl View for Made {
     }
 }
 
-type Changed = (BTreeSet<Arc<str>>, BTreeSet<Arc<str>>);
+/// What has changed, by name.
+#[derive(Default)]
+pub(crate) struct Changed {
+    pub(crate) models: BTreeSet<Arc<str>>,
+    pub(crate) servers: BTreeSet<Arc<str>>,
+    pub(crate) experiments: BTreeSet<Arc<str>>,
+}
 
 impl Made {
-    /// Changes the world; returns the models whose route, and the servers whose endpoints have changed.
+    /// Changes the world; returns the models and experiments whose route, and the servers whose endpoints have changed.
     pub(crate) fn change(&mut self, random: &mut Random) -> Changed {
         let mut changed = Changed::default();
         match random.below(50) {
             0 => {
-                changed.0.extend(self.routes.keys().cloned());
-                self.routes.clear();
-                changed
-                    .1
-                    .extend(self.replicas.keys().map(|(server, _)| server.clone()));
+                self.clear(&mut changed);
+                let servers = self.replicas.keys().map(|(server, _)| server.clone());
+                changed.servers.extend(servers);
                 self.replicas.clear();
                 (0..100).for_each(|_| self.step(random, &mut changed));
             }
-            1 => {
-                changed.0.extend(self.routes.keys().cloned());
-                self.routes.clear();
-            }
+            1 => self.clear(&mut changed),
+            2 => self.stop_all(&mut changed),
             _ => {
                 let steps = 1 + random.below(8);
                 (0..steps).for_each(|_| self.step(random, &mut changed));
@@ -81,19 +136,32 @@ impl Made {
         changed
     }
 
-    fn step(&mut self, random: &mut Random, (models, servers): &mut Changed) {
+    fn clear(&mut self, changed: &mut Changed) {
+        changed.models.extend(self.routes.keys().cloned());
+        changed.experiments.extend(self.experiments.keys().cloned());
+        self.routes.clear();
+    }
+
+    fn stop_all(&mut self, changed: &mut Changed) {
+        for name in self.experiments.keys().cloned().collect::<Vec<_>>() {
+            self.touch_experiment(&name, changed);
+        }
+        self.experiments.clear();
+    }
+
+    fn step(&mut self, random: &mut Random, changed: &mut Changed) {
         let model = model_name(random.number(MODELS));
-        match random.below(10) {
+        match random.below(14) {
             0..5 => {
                 let route = route(random, &model);
                 self.routes.insert(model.clone(), route);
-                models.insert(model);
+                self.touch_model(model, changed);
             }
             5..7 => {
                 self.routes.remove(&model);
-                models.insert(model);
+                self.touch_model(model, changed);
             }
-            kind => {
+            kind @ 7..10 => {
                 let server: Arc<str> = (*random.pick(&SERVERS)).into();
                 let replica = random.number(REPLICAS);
                 if kind < 9 {
@@ -102,8 +170,63 @@ impl Made {
                 } else {
                     self.replicas.remove(&(server.clone(), replica));
                 }
-                servers.insert(server);
+                changed.servers.insert(server);
             }
+            kind => {
+                let number = random.number(EXPERIMENTS);
+                let name: Arc<str> = match number % 3 {
+                    0 => format!("e{number}"),
+                    1 => format!("with.dots.{number}"),
+                    _ => format!("{}-{number}", "long".repeat(40)),
+                }
+                .into();
+                self.touch_experiment(&name, changed);
+                self.experiments.remove(&name);
+                if kind < 13 {
+                    let wanted = self.experiment(random);
+                    self.experiments.insert(name.clone(), wanted);
+                    self.touch_experiment(&name, changed);
+                }
+                changed.experiments.insert(name);
+            }
+        }
+    }
+
+    fn touch_model(&self, model: Arc<str>, changed: &mut Changed) {
+        let concerned = self.experiments.iter().filter(|(_, e)| e.names(&model));
+        changed
+            .experiments
+            .extend(concerned.map(|(e, _)| e.clone()));
+        changed.models.insert(model);
+    }
+
+    fn touch_experiment(&self, name: &Arc<str>, changed: &mut Changed) {
+        let wanted = self.experiments.get(name).into_iter();
+        let models = wanted.flat_map(|wanted| &wanted.candidates);
+        changed
+            .models
+            .extend(models.map(|(model, _)| model.clone()));
+        changed.experiments.insert(name.clone());
+    }
+
+    fn experiment(&self, random: &mut Random) -> Wanted {
+        let first = random.number(MODELS);
+        let candidates: Vec<(Arc<str>, u32)> = (0..random.number(5))
+            .map(|i| (model_name((first + i) % MODELS), random.number(3) * 40))
+            .collect();
+        let default = match random.below(4) {
+            0 => None,
+            1 => Some(format!("p{first}.pipeline")),
+            _ => candidates.first().map(|(name, _)| name.to_string()),
+        };
+        let mut others = self.experiments.values();
+        let taken = others.any(|other| other.default == default);
+        let mirror = model_name((first + 7) % MODELS);
+        Wanted {
+            default: default.filter(|_| !taken),
+            candidates,
+            mirror: (random.below(2) > 0).then(|| (mirror, 1 + random.number(100))),
+            cohort_header: (random.below(3) == 0).then(|| "x-user".to_owned()),
         }
     }
 }
@@ -132,6 +255,8 @@ fn route(random: &mut Random, model: &Arc<str>) -> Route {
         splits: splits.collect(),
         retry: random.below(4) > 0,
         log_payloads: random.below(2) > 0,
+        split_by: None,
+        candidate: false,
     }
 }
 

@@ -2,6 +2,7 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use seldon_core::ReplicaSet;
+use seldon_routing::EXPERIMENT_SUFFIX;
 
 /// Type URLs of what the scheduler serves.
 pub mod types {
@@ -34,10 +35,28 @@ pub fn client_scope(name: &str) -> String {
     format!("c:{name}")
 }
 
+/// The scope of one version of a candidate, `<model>_<version>`; only the filter writes its key.
+pub fn candidate_scope(version: &str) -> String {
+    format!("i:{version}")
+}
+
+/// The name by which requests ask for an experiment.
+pub fn experiment_endpoint(experiment: &str) -> String {
+    format!("{experiment}{EXPERIMENT_SUFFIX}")
+}
+
 /// The model that a scope belongs to.
 pub fn model_of_scope(key: &str) -> Option<&str> {
-    let name = key.strip_prefix("c:").or_else(|| key.strip_prefix("i:"))?;
-    (!name.is_empty()).then_some(name)
+    let name = match key.strip_prefix("i:") {
+        Some(version) => version.rsplit_once('_').map_or(version, |(model, _)| model),
+        None => key.strip_prefix("c:")?,
+    };
+    (!name.is_empty() && !name.ends_with(EXPERIMENT_SUFFIX)).then_some(name)
+}
+
+/// `<model>_<version>`, as agents and clients see it.
+pub fn internal_model(model: &str, version: u32) -> String {
+    format!("{model}_{version}")
 }
 
 /// Longest list of replicas that is spelled out in a name; it stands in every scope that uses the set.
@@ -95,7 +114,9 @@ mod tests {
     #[test]
     fn a_scope_tells_its_model() {
         assert_eq!(model_of_scope("c:iris"), Some("iris"));
-        assert_eq!(model_of_scope("i:iris"), Some("iris"));
+        assert_eq!(model_of_scope("i:iris_12"), Some("iris"));
+        assert_eq!(model_of_scope("i:p.pipeline"), Some("p.pipeline"));
+        assert_eq!(model_of_scope("c:e.experiment"), None);
         assert_eq!(model_of_scope("c:"), None);
         assert_eq!(model_of_scope("iris"), None);
     }

@@ -6,12 +6,14 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::{
+    config::common::mutation_rules::v3::{HeaderMutation, header_mutation::Action},
+    config::core::v3::{DataSource, data_source::Specifier},
     config::route::v3::{
-        FilterConfig, RetryPolicy, Route as EnvoyRoute, RouteAction, RouteConfiguration,
-        RouteMatch, ScopedRouteConfiguration, VirtualHost, WeightedCluster,
+        DirectResponseAction, FilterConfig, RetryPolicy, Route as EnvoyRoute, RouteAction,
+        RouteConfiguration, RouteMatch, ScopedRouteConfiguration, VirtualHost, WeightedCluster,
         retry_policy::{RetryHostPredicate, retry_host_predicate},
         route,
-        route_action::ClusterSpecifier,
+        route_action::{ClusterSpecifier, RequestMirrorPolicy},
         route_match::{GrpcRouteMatchOptions, PathSpecifier},
         scoped_route_configuration::{Key, key},
         weighted_cluster::ClusterWeight,
@@ -19,6 +21,8 @@ use envoy_types::pb::envoy::{
     extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
 };
 use prost::Message;
+
+use seldon_routing::header::{MIRROR_CLUSTER, MIRROR_MODEL};
 
 use super::{
     names::{FILTER, INTERNAL_MODEL_HEADER, ROUTE_HEADER},
@@ -30,6 +34,8 @@ const RETRIES: u32 = 3;
 /// How often another host is drawn when a retry would meet the one that just failed. A dead host is idle, so least
 /// request draws it three times out of four where there are two: with 5 draws one of 1,456 requests was lost.
 const HOST_DRAWS: i64 = 40;
+
+const UNAVAILABLE: u32 = 503;
 
 /// One version's part in a scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,22 +57,13 @@ pub(super) struct Scope {
     pub(super) filter_off: bool,
     /// Whether a request may run twice after its replica was lost.
     pub(super) retry: bool,
+    /// Whether a copy goes to where the filter says, if it does.
+    pub(super) mirror: bool,
 }
 
 impl Scope {
     pub(super) fn encode(&self) -> Bytes {
-        ScopedRouteConfiguration {
-            name: self.key.clone(),
-            key: Some(Key {
-                fragments: vec![key::Fragment {
-                    r#type: Some(key::fragment::Type::StringKey(self.key.clone())),
-                }],
-            }),
-            route_configuration: Some(self.configuration()),
-            ..Default::default()
-        }
-        .encode_to_vec()
-        .into()
+        scoped(&self.key, self.configuration())
     }
 
     fn configuration(&self) -> RouteConfiguration {
@@ -85,6 +82,9 @@ impl Scope {
                 ..Default::default()
             };
             configuration.typed_per_filter_config = HashMap::from([(FILTER.into(), any(&off))]);
+        }
+        if self.mirror {
+            configuration.request_mirror_policies = vec![mirror_policy()];
         }
         configuration
     }
@@ -152,6 +152,73 @@ impl Share {
             response_headers_to_add: vec![self.response_header()],
             ..Default::default()
         }
+    }
+}
+
+/// The scope of a name whose requests the filter shares out, for those that get through it: no candidate can answer.
+pub(super) fn unavailable(key: &str, experiment: &str) -> Bytes {
+    let text = format!("experiment {experiment}: no candidate can answer now");
+    let answer = DirectResponseAction {
+        status: UNAVAILABLE,
+        body: Some(DataSource {
+            specifier: Some(Specifier::InlineString(text)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let route = EnvoyRoute {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".into())),
+            ..Default::default()
+        }),
+        action: Some(route::Action::DirectResponse(answer)),
+        ..Default::default()
+    };
+    let configuration = RouteConfiguration {
+        virtual_hosts: vec![VirtualHost {
+            name: "v".into(),
+            domains: vec!["*".into()],
+            routes: vec![route],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    scoped(key, configuration)
+}
+
+fn scoped(key: &str, configuration: RouteConfiguration) -> Bytes {
+    ScopedRouteConfiguration {
+        name: key.into(),
+        key: Some(Key {
+            fragments: vec![key::Fragment {
+                r#type: Some(key::fragment::Type::StringKey(key.into())),
+            }],
+        }),
+        route_configuration: Some(configuration),
+        ..Default::default()
+    }
+    .encode_to_vec()
+    .into()
+}
+
+/// The copy is changed after it was taken, so that it reaches the mirror's own model. The request itself keeps the
+/// helper headers until its agent drops them: Envoy reads them only after a route may have removed them.
+fn mirror_policy() -> RequestMirrorPolicy {
+    let model = overwrite(INTERNAL_MODEL_HEADER, &format!("%REQ({MIRROR_MODEL})%"));
+    let remove = |name: &str| Action::Remove(name.into());
+    let actions = [
+        Action::Append(model),
+        remove(MIRROR_CLUSTER),
+        remove(MIRROR_MODEL),
+    ];
+    let mutation = |action| HeaderMutation {
+        action: Some(action),
+    };
+    RequestMirrorPolicy {
+        cluster_header: MIRROR_CLUSTER.into(),
+        disable_shadow_host_suffix_append: true,
+        request_headers_mutations: actions.map(mutation).into(),
+        ..Default::default()
     }
 }
 

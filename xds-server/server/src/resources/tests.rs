@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::{
 use proptest::prelude::*;
 use prost::Message;
 use seldon_ads::{Node, Tailor};
-use seldon_core::{Endpoint, ReplicaSet, Route, Split};
+use seldon_core::{Endpoint, ExperimentRoute, LiveCandidate, LiveMirror, ReplicaSet, Route, Split};
 
 use super::*;
 use names::types;
@@ -19,11 +19,52 @@ use names::types;
 struct Made {
     routes: BTreeMap<Arc<str>, Route>,
     replicas: BTreeMap<(Arc<str>, u32), Endpoint>,
+    experiments: BTreeMap<Arc<str>, Wanted>,
+}
+
+/// An experiment: its default, its candidates and its mirror by name, the mirror possibly gone.
+#[derive(Clone, Debug)]
+struct Wanted {
+    default: Option<String>,
+    candidates: Vec<(String, u32)>,
+    mirror: Option<String>,
 }
 
 impl View for Made {
     fn route(&self, model: &str) -> Option<Route> {
-        self.routes.get(model).cloned()
+        let mut route = self.routes.get(model)?.clone();
+        for (name, wanted) in &self.experiments {
+            route.candidate |= wanted.candidates.iter().any(|(c, _)| c == model);
+            if wanted.default.as_deref() == Some(model) {
+                route.split_by = Some(name.clone());
+            }
+        }
+        Some(route)
+    }
+    fn experiment_route(&self, experiment: &str) -> Option<ExperimentRoute> {
+        let wanted = self.experiments.get(experiment)?;
+        let splits = |name: &str| Some(self.routes.get(name)?.splits.clone());
+        let candidate = |(name, weight): &(String, u32)| {
+            Some(LiveCandidate {
+                name: name.as_str().into(),
+                weight: *weight,
+                splits: splits(name)?,
+            })
+        };
+        let mirror = |name: &String| {
+            Some(LiveMirror {
+                name: name.as_str().into(),
+                percent: 40,
+                splits: splits(name)?,
+            })
+        };
+        Some(ExperimentRoute {
+            name: experiment.into(),
+            endpoint: wanted.default.clone(),
+            candidates: wanted.candidates.iter().filter_map(candidate).collect(),
+            mirror: wanted.mirror.as_ref().and_then(mirror),
+            cohort_header: None,
+        })
     }
     fn endpoints(&self, set: &ReplicaSet) -> Vec<Endpoint> {
         let of = |replica: &u32| self.replicas.get(&(set.server.clone(), *replica));
@@ -59,12 +100,36 @@ impl Made {
             splits,
             retry: true,
             log_payloads: false,
+            split_by: None,
+            candidate: false,
         };
         self.routes.insert(model.into(), route);
     }
 
     fn snapshot(&self) -> BTreeMap<(&'static str, Arc<str>), bytes::Bytes> {
-        snapshot(self, None, self.routes.keys().map(|m| &**m))
+        let models = self.routes.keys().map(|m| &**m);
+        snapshot(self, None, models, self.experiments.keys().map(|e| &**e))
+    }
+
+    fn experiment(
+        &mut self,
+        name: &str,
+        default: Option<&str>,
+        candidates: &[&str],
+        mirror: Option<&str>,
+    ) {
+        let wanted = Wanted {
+            default: default.map(str::to_owned),
+            candidates: candidates.iter().map(|c| ((*c).to_owned(), 50)).collect(),
+            mirror: mirror.map(str::to_owned),
+        };
+        self.experiments.insert(name.into(), wanted);
+    }
+
+    /// All models and experiments that any change of one of them can concern.
+    fn everything(&self) -> (BTreeSet<Arc<str>>, BTreeSet<Arc<str>>) {
+        let models = self.routes.keys().cloned().collect();
+        (models, self.experiments.keys().cloned().collect())
     }
 }
 
@@ -89,12 +154,12 @@ fn a_model_costs_one_scope_and_shares_its_cluster() {
     made.replica("mlserver", 0, "10.0.0.1", (9000, 9000));
     made.replica("mlserver", 1, "fd00::2", (9000, 9000));
     made.serve("iris", &[(1, "mlserver", &[0, 1], 1)]);
-    let mut world = World::new(None);
-    let first = world.update(&made, &set(["iris"]), &set([]));
+    let mut world = World::new(None, None);
+    let first = world.update(&made, &set(["iris"]), &set([]), &set([]));
     insta::assert_yaml_snapshot!("first_model", names_of(&first));
 
     made.serve("wine", &[(1, "mlserver", &[0, 1], 1)]);
-    let second = world.update(&made, &set(["wine"]), &set([]));
+    let second = world.update(&made, &set(["wine"]), &set([]), &set([]));
     assert_eq!(names_of(&second), ["+ScopedRouteConfiguration c:wine"]);
     let bytes: usize = second
         .iter()
@@ -106,8 +171,69 @@ fn a_model_costs_one_scope_and_shares_its_cluster() {
     assert!(bytes <= 400, "{bytes} bytes for a model");
 
     made.routes.clear();
-    let removed = world.update(&made, &set(["iris", "wine"]), &set([]));
+    let removed = world.update(&made, &set(["iris", "wine"]), &set([]), &set([]));
     insta::assert_yaml_snapshot!("last_model_removed", names_of(&removed));
+}
+
+#[test]
+fn an_experiment_gets_scopes_of_its_own_and_one_entry() {
+    let mut made = Made::default();
+    made.replica("mlserver", 0, "10.0.0.1", (9000, 9000));
+    made.replica("triton", 0, "10.0.0.3", (9001, 9501));
+    made.serve("iris", &[(1, "mlserver", &[0], 1)]);
+    made.serve(
+        "iris2",
+        &[(3, "mlserver", &[0], 1), (4, "mlserver", &[0], 2)],
+    );
+    made.serve("copy", &[(9, "triton", &[0], 1)]);
+    let mut world = World::new(None, None);
+    world.update(&made, &set(["iris", "iris2", "copy"]), &set([]), &set([]));
+    made.experiment("e", Some("iris"), &["iris", "iris2"], Some("copy"));
+    let models = set(["iris", "iris2"]);
+    let started = world.update(&made, &models, &set([]), &set(["e"]));
+    insta::assert_yaml_snapshot!("experiment_started", names_of(&started));
+    insta::assert_yaml_snapshot!("experiment_entry", told(&started));
+    let again = world.update(&made, &set([]), &set([]), &set(["e"]));
+    assert_eq!(told(&again), None, "nothing is new");
+    for body in started.iter().filter_map(|change| match change {
+        Change::Put { name, body, .. } if &**name == "i:iris2_4" => Some(body),
+        _ => None,
+    }) {
+        let scope = ScopedRouteConfiguration::decode(body.clone()).unwrap();
+        insta::assert_debug_snapshot!("scope_of_a_candidate", scope);
+    }
+
+    // The mirror's model loses its route: what serves it stays for as long as the filter may name it.
+    let copy = made.routes.remove("copy").unwrap();
+    let gone = world.update(&made, &set(["copy"]), &set([]), &set([]));
+    assert_eq!(names_of(&gone), ["-ScopedRouteConfiguration c:copy"]);
+    let told_of = world.update(&made, &set([]), &set([]), &set(["e"]));
+    insta::assert_yaml_snapshot!("mirror_gone", names_of(&told_of));
+    made.routes.insert("copy".into(), copy);
+
+    made.routes.remove("iris");
+    let gone = world.update(&made, &set(["iris"]), &set([]), &set(["e"]));
+    insta::assert_yaml_snapshot!("default_without_route", names_of(&gone));
+    made.experiments.clear();
+    let stopped = world.update(&made, &models, &set([]), &set(["e"]));
+    insta::assert_yaml_snapshot!("experiment_stopped", names_of(&stopped));
+}
+
+/// What the filter is told by these changes.
+fn told(changes: &[Change]) -> Option<String> {
+    use envoy_types::pb::{
+        envoy::extensions::filters::http::wasm::v3::Wasm, google::protobuf::StringValue,
+    };
+    let body = changes.iter().find_map(|change| match change {
+        Change::Put { type_url, body, .. } if *type_url == types::EXTENSION => Some(body),
+        _ => None,
+    })?;
+    let extension = TypedExtensionConfig::decode(body.clone()).unwrap();
+    let wasm = Wasm::decode(extension.typed_config.unwrap().value.as_slice()).unwrap();
+    let text = wasm.config.unwrap().configuration.unwrap().value;
+    let text = StringValue::decode(text.as_slice()).unwrap().value;
+    seldon_routing::Config::from_json(text.as_bytes()).unwrap();
+    Some(text)
 }
 
 #[test]
@@ -212,6 +338,9 @@ enum Step {
     Unroute(u8),
     /// Server, replica, and how its agent listens; 0 is gone.
     Replica(u8, u8, u8),
+    /// Number, default, candidates by bits, mirror.
+    Experiment(u8, Option<u8>, u8, Option<u8>),
+    Stop(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -220,6 +349,14 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(m, s)| Step::Route(m, s)),
         (0..6u8).prop_map(Step::Unroute),
         (0..2u8, 0..3u8, 0..4u8).prop_map(|(s, r, how)| Step::Replica(s, r, how)),
+        (
+            0..3u8,
+            prop::option::of(0..6u8),
+            0..64u8,
+            prop::option::of(0..6u8)
+        )
+            .prop_map(|(e, d, c, m)| Step::Experiment(e, d, c, m)),
+        (0..3u8).prop_map(Step::Stop),
     ]
 }
 
@@ -227,48 +364,77 @@ proptest! {
     #[test]
     fn updates_come_to_what_a_snapshot_has(steps in prop::collection::vec(step(), 1..40)) {
         let mut made = Made::default();
-        let mut world = World::new(None);
+        let mut world = World::new(None, None);
         let mut reached = BTreeMap::new();
+        collect(&mut reached, vec![world.filter()]);
         for step in steps {
-            let (mut models, mut servers) = (BTreeSet::new(), BTreeSet::new());
-            match step {
-                Step::Route(model, splits) => {
-                    let model = format!("m{model}");
-                    let servers = ["a", "b"];
-                    let replicas: Vec<Vec<u32>> = splits
-                        .iter()
-                        .map(|(_, bits)| (0..3).filter(|i| bits & (1 << i) != 0).collect())
-                        .collect();
-                    let splits: Vec<_> = splits
-                        .iter()
-                        .zip(&replicas)
-                        .enumerate()
-                        .map(|(i, ((server, _), replicas))| {
-                            (i as u32 + 1, servers[usize::from(*server)], replicas.as_slice(), 1)
-                        })
-                        .collect();
-                    made.serve(&model, &splits);
-                    models.insert(Arc::from(model.as_str()));
-                }
-                Step::Unroute(model) => {
-                    let model = format!("m{model}");
-                    made.routes.remove(model.as_str());
-                    models.insert(Arc::from(model.as_str()));
-                }
-                Step::Replica(server, replica, how) => {
-                    let server = ["a", "b"][usize::from(server)];
-                    let replica = u32::from(replica);
-                    match how {
-                        0 => drop(made.replicas.remove(&(server.into(), replica))),
-                        1 => made.replica(server, replica, "10.0.0.1", (9, 9)),
-                        2 => made.replica(server, replica, "10.0.0.1", (9, 10)),
-                        _ => made.replica(server, replica, "host", (9, 9)),
-                    }
-                    servers.insert(Arc::from(server));
-                }
-            }
-            collect(&mut reached, world.update(&made, &models, &servers));
+            let (mut models, mut experiments) = made.everything();
+            let servers = made.take(step);
+            let after = made.everything();
+            models.extend(after.0);
+            experiments.extend(after.1);
+            collect(&mut reached, world.update(&made, &models, &servers, &experiments));
             prop_assert_eq!(&reached, &made.snapshot());
         }
+    }
+}
+
+impl Made {
+    /// Carries a step out; the servers whose endpoints changed.
+    fn take(&mut self, step: Step) -> BTreeSet<Arc<str>> {
+        let name = |model: u8| format!("m{model}");
+        match step {
+            Step::Route(model, splits) => {
+                let servers = ["a", "b"];
+                let replicas: Vec<Vec<u32>> = splits
+                    .iter()
+                    .map(|(_, bits)| (0..3).filter(|i| bits & (1 << i) != 0).collect())
+                    .collect();
+                let splits: Vec<_> = splits
+                    .iter()
+                    .zip(&replicas)
+                    .enumerate()
+                    .map(|(i, ((server, _), replicas))| {
+                        (
+                            i as u32 + 1,
+                            servers[usize::from(*server)],
+                            replicas.as_slice(),
+                            1,
+                        )
+                    })
+                    .collect();
+                self.serve(&name(model), &splits);
+            }
+            Step::Unroute(model) => drop(self.routes.remove(name(model).as_str())),
+            Step::Replica(server, replica, how) => {
+                let server = ["a", "b"][usize::from(server)];
+                let replica = u32::from(replica);
+                match how {
+                    0 => drop(self.replicas.remove(&(server.into(), replica))),
+                    1 => self.replica(server, replica, "10.0.0.1", (9, 9)),
+                    2 => self.replica(server, replica, "10.0.0.1", (9, 10)),
+                    _ => self.replica(server, replica, "host", (9, 9)),
+                }
+                return set([server]);
+            }
+            Step::Experiment(number, default, candidates, mirror) => {
+                let number = format!("e{number}");
+                // One default belongs to one experiment.
+                let taken = |model: &String| {
+                    let mut others = self.experiments.iter().filter(|(e, _)| ***e != *number);
+                    others.any(|(_, wanted)| wanted.default.as_ref() == Some(model))
+                };
+                let default = default.map(name).filter(|model| !taken(model));
+                let candidates: Vec<String> = (0..6)
+                    .filter(|i| candidates & (1 << i) != 0)
+                    .map(name)
+                    .collect();
+                let candidates: Vec<&str> = candidates.iter().map(String::as_str).collect();
+                let mirror = mirror.map(name);
+                self.experiment(&number, default.as_deref(), &candidates, mirror.as_deref());
+            }
+            Step::Stop(number) => drop(self.experiments.remove(format!("e{number}").as_str())),
+        }
+        BTreeSet::new()
     }
 }

@@ -108,6 +108,10 @@ fn every_version(state: &State, name: &str, now: Now) -> Option<ModelStatusRespo
     state.model_status(name, true, now)
 }
 
+fn experiment(state: &State, name: &str, _: Now) -> Option<ExperimentStatusResponse> {
+    state.experiment_status(name)
+}
+
 fn server(state: &State, name: &str, _: Now) -> Option<ServerStatusResponse> {
     state.server_status(name)
 }
@@ -318,29 +322,72 @@ impl Scheduler for SchedulerApi {
 
     async fn start_experiment(
         &self,
-        _: Request<StartExperimentRequest>,
+        request: Request<StartExperimentRequest>,
     ) -> Answer<StartExperimentResponse> {
-        Err(not_built("experiments"))
+        let experiment = request.into_inner().experiment;
+        let experiment =
+            experiment.ok_or_else(|| Status::invalid_argument("the request has no experiment"))?;
+        let event = Event::StartExperiment(Box::new(experiment));
+        self.writer.durable(event).await?;
+        Ok(Response::new(StartExperimentResponse {}))
     }
+
     async fn stop_experiment(
         &self,
-        _: Request<StopExperimentRequest>,
+        request: Request<StopExperimentRequest>,
     ) -> Answer<StopExperimentResponse> {
-        Err(not_built("experiments"))
+        let name = request.into_inner().name;
+        self.writer.durable(Event::StopExperiment { name }).await?;
+        Ok(Response::new(StopExperimentResponse {}))
     }
+
     type ExperimentStatusStream = Answers<ExperimentStatusResponse>;
     async fn experiment_status(
         &self,
-        _: Request<ExperimentStatusRequest>,
+        request: Request<ExperimentStatusRequest>,
     ) -> Stream<ExperimentStatusResponse> {
-        Err(not_built("experiments"))
+        let names = match request.into_inner().name {
+            None => {
+                self.writer
+                    .read(|state, _| names(state.experiment_names()))
+                    .await?
+            }
+            Some(name) => {
+                let asked = name.clone();
+                let known = self
+                    .writer
+                    .read(move |state, _| state.experiment_status(&asked).is_some());
+                if !known.await? {
+                    return Err(Status::failed_precondition(format!(
+                        "experiment {name} is not known"
+                    )));
+                }
+                vec![name.into()]
+            }
+        };
+        Ok(Response::new(self.all(names, experiment)))
     }
+
     type SubscribeExperimentStatusStream = Answers<ExperimentStatusResponse>;
     async fn subscribe_experiment_status(
         &self,
-        _: Request<ExperimentSubscriptionRequest>,
+        request: Request<ExperimentSubscriptionRequest>,
     ) -> Stream<ExperimentStatusResponse> {
-        Err(not_built("experiments"))
+        let request = request.into_inner();
+        tracing::info!(subscriber = request.subscriber_name, "experiment status");
+        let writer = self.writer.clone();
+        let stream = answers(&self.stop, |outlet| async move {
+            writer.synchronised().await.map_err(|_| Gone)?;
+            follow(
+                writer,
+                Kind::Experiments,
+                Duration::ZERO,
+                experiment,
+                outlet,
+            )
+            .await
+        });
+        Ok(Response::new(stream))
     }
 
     async fn model_status_event(

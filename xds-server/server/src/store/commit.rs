@@ -76,6 +76,7 @@ impl Drop for Committer {
 enum Key {
     Model(Arc<str>),
     Server(Arc<str>),
+    Experiment(Arc<str>),
 }
 
 fn key(write: &Write) -> Key {
@@ -85,6 +86,9 @@ fn key(write: &Write) -> Key {
         }
         Write::Put(Record::Server { name, .. }) | Write::ForgetServer(name) => {
             Key::Server(name.clone())
+        }
+        Write::Put(Record::Experiment { name, .. }) | Write::ForgetExperiment(name) => {
+            Key::Experiment(name.clone())
         }
     }
 }

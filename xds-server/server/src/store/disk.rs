@@ -16,6 +16,8 @@ use super::{
 
 const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models");
 const SERVERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("servers");
+/// Stores of before experiments have it from their next opening on.
+const EXPERIMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("experiments");
 const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
 const FORMAT_KEY: &str = "format";
 const FORMAT: u64 = 1;
@@ -96,6 +98,7 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         }
         transaction.open_table(MODELS).map_err(failed)?;
         transaction.open_table(SERVERS).map_err(failed)?;
+        transaction.open_table(EXPERIMENTS).map_err(failed)?;
     }
     transaction.commit().map_err(failed)
 }
@@ -105,6 +108,7 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), StoreError> {
     {
         let mut models = transaction.open_table(MODELS).map_err(failed)?;
         let mut servers = transaction.open_table(SERVERS).map_err(failed)?;
+        let mut experiments = transaction.open_table(EXPERIMENTS).map_err(failed)?;
         for write in writes {
             match write {
                 Write::Put(record) => match record::encode(record) {
@@ -114,6 +118,9 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), StoreError> {
                     Encoded::Server(name, bytes) => {
                         servers.insert(name, bytes.as_slice()).map_err(failed)?;
                     }
+                    Encoded::Experiment(name, bytes) => {
+                        experiments.insert(name, bytes.as_slice()).map_err(failed)?;
+                    }
                 },
                 Write::ForgetModel(name) => {
                     models.remove(&**name).map_err(failed)?;
@@ -121,11 +128,16 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), StoreError> {
                 Write::ForgetServer(name) => {
                     servers.remove(&**name).map_err(failed)?;
                 }
+                Write::ForgetExperiment(name) => {
+                    experiments.remove(&**name).map_err(failed)?;
+                }
             }
         }
     }
     transaction.commit().map_err(failed)
 }
+
+type Decode = fn(&str, &[u8]) -> Result<Record, StoreError>;
 
 impl Store for Disk {
     fn restore(&self) -> Result<Option<Vec<Record>>, StoreError> {
@@ -133,24 +145,18 @@ impl Store for Disk {
             return Err(failed("it was closed after a failure"));
         };
         let transaction = database.begin_read().map_err(failed)?;
+        let tables: [(_, Decode); 3] = [
+            (SERVERS, record::server),
+            (MODELS, record::model),
+            (EXPERIMENTS, record::experiment),
+        ];
         let mut records = Vec::new();
-        for row in transaction
-            .open_table(SERVERS)
-            .map_err(failed)?
-            .iter()
-            .map_err(failed)?
-        {
-            let (name, bytes) = row.map_err(failed)?;
-            records.push(record::server(name.value(), bytes.value())?);
-        }
-        for row in transaction
-            .open_table(MODELS)
-            .map_err(failed)?
-            .iter()
-            .map_err(failed)?
-        {
-            let (name, bytes) = row.map_err(failed)?;
-            records.push(record::model(name.value(), bytes.value())?);
+        for (table, decode) in tables {
+            let table = transaction.open_table(table).map_err(failed)?;
+            for row in table.iter().map_err(failed)? {
+                let (name, bytes) = row.map_err(failed)?;
+                records.push(decode(name.value(), bytes.value())?);
+            }
         }
         Ok(Some(records))
     }

@@ -16,6 +16,7 @@ pub enum Write {
     Put(Record),
     ForgetModel(Arc<str>),
     ForgetServer(Arc<str>),
+    ForgetExperiment(Arc<str>),
 }
 
 /// Why desired state could not be read or written.

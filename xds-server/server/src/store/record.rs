@@ -1,9 +1,9 @@
 //! Records as bytes. Field numbers are for ever.
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prost::Message;
-use seldon_core::Record;
-use seldon_proto::scheduler::Model;
+use seldon_core::{Record, RolloutEvent, RolloutOutcome, RolloutRecord};
+use seldon_proto::scheduler::{Experiment, Model};
 
 use super::StoreError;
 
@@ -29,10 +29,49 @@ struct ServerRecord {
     max_replicas: u32,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct ExperimentRecord {
+    #[prost(message, optional, tag = "1")]
+    spec: Option<Experiment>,
+    #[prost(message, optional, tag = "2")]
+    last_good: Option<Experiment>,
+    #[prost(message, optional, tag = "3")]
+    rollout: Option<Rollout>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Rollout {
+    #[prost(uint32, tag = "1")]
+    step: u32,
+    #[prost(enumeration = "Outcome", tag = "2")]
+    outcome: i32,
+    #[prost(message, repeated, tag = "3")]
+    history: Vec<Decision>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+enum Outcome {
+    Running = 0,
+    Complete = 1,
+    RolledBack = 2,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Decision {
+    #[prost(uint64, tag = "1")]
+    at_ms: u64,
+    #[prost(uint32, tag = "2")]
+    percent: u32,
+    #[prost(string, tag = "3")]
+    reason: String,
+}
+
 /// What a record is filed under, and its bytes.
 pub(super) enum Encoded<'a> {
     Model(&'a str, Vec<u8>),
     Server(&'a str, Vec<u8>),
+    Experiment(&'a str, Vec<u8>),
 }
 
 pub(super) fn encode(record: &Record) -> Encoded<'_> {
@@ -65,6 +104,19 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
             };
             Encoded::Server(name, value.encode_to_vec())
         }
+        Record::Experiment {
+            name,
+            spec,
+            last_good,
+            rollout,
+        } => {
+            let value = ExperimentRecord {
+                spec: Some(Experiment::clone(spec)),
+                last_good: last_good.as_deref().cloned(),
+                rollout: rollout.as_ref().map(encode_rollout),
+            };
+            Encoded::Experiment(name, value.encode_to_vec())
+        }
     }
 }
 
@@ -87,6 +139,52 @@ pub(super) fn server(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
         min_replicas: value.min_replicas,
         max_replicas: value.max_replicas,
     })
+}
+
+pub(super) fn experiment(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
+    let value = ExperimentRecord::decode(bytes).map_err(unreadable("experiment", name))?;
+    Ok(Record::Experiment {
+        name: name.into(),
+        spec: Arc::new(value.spec.unwrap_or_default()),
+        last_good: value.last_good.map(Arc::new),
+        rollout: value.rollout.map(decode_rollout),
+    })
+}
+
+fn encode_rollout(rollout: &RolloutRecord) -> Rollout {
+    let outcome = match rollout.outcome {
+        RolloutOutcome::Running => Outcome::Running,
+        RolloutOutcome::Complete => Outcome::Complete,
+        RolloutOutcome::RolledBack => Outcome::RolledBack,
+    };
+    let decision = |event: &RolloutEvent| Decision {
+        at_ms: u64::try_from(event.at.as_millis()).unwrap_or(u64::MAX),
+        percent: event.percent,
+        reason: event.reason.clone(),
+    };
+    Rollout {
+        step: rollout.step,
+        outcome: outcome.into(),
+        history: rollout.history.iter().map(decision).collect(),
+    }
+}
+
+fn decode_rollout(value: Rollout) -> RolloutRecord {
+    let outcome = match value.outcome() {
+        Outcome::Running => RolloutOutcome::Running,
+        Outcome::Complete => RolloutOutcome::Complete,
+        Outcome::RolledBack => RolloutOutcome::RolledBack,
+    };
+    let event = |decision: Decision| RolloutEvent {
+        at: Duration::from_millis(decision.at_ms),
+        percent: decision.percent,
+        reason: decision.reason,
+    };
+    RolloutRecord {
+        step: value.step,
+        outcome,
+        history: value.history.into_iter().map(event).collect(),
+    }
 }
 
 fn unreadable(kind: &'static str, name: &str) -> impl FnOnce(prost::DecodeError) -> StoreError {

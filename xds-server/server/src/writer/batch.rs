@@ -21,6 +21,9 @@ pub(super) struct Batch {
     pub(super) endpoints: Names,
     pub(super) models: Names,
     pub(super) servers: Names,
+    /// Experiments that share requests out in another way.
+    pub(super) shares: Names,
+    pub(super) experiments: Names,
     /// Drains that ended, and whether nothing is routed there any more.
     pub(super) drained: Vec<(u64, bool)>,
     /// Other certificates, and the listener that holds them.
@@ -36,6 +39,9 @@ impl Batch {
                 Effect::Persist(record) => self.writes.push(Write::Put(record)),
                 Effect::ForgetModel(name) => self.writes.push(Write::ForgetModel(name)),
                 Effect::ForgetServer(name) => self.writes.push(Write::ForgetServer(name)),
+                Effect::ForgetExperiment(name) => {
+                    self.writes.push(Write::ForgetExperiment(name));
+                }
                 Effect::Send {
                     agent,
                     stream,
@@ -45,6 +51,10 @@ impl Batch {
                 Effect::EndpointsChanged(server) => drop(self.endpoints.insert(server)),
                 Effect::ModelChanged(model) => drop(self.models.insert(model)),
                 Effect::ServerChanged(server) => drop(self.servers.insert(server)),
+                Effect::ExperimentRouted(experiment) => drop(self.shares.insert(experiment)),
+                Effect::ExperimentChanged(experiment) => {
+                    self.experiments.insert(experiment);
+                }
                 Effect::Drained { token, complete } => self.drained.push((token, complete)),
             }
         }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::resources::Tls;
 
-use super::{Command, Kind, Subscription};
+use super::{Command, Kind, Names, Subscription};
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -43,17 +43,20 @@ pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     streams: Arc<AtomicU64>,
     synchronised: watch::Receiver<bool>,
+    measured: watch::Receiver<Names>,
 }
 
 impl Handle {
     pub(super) fn new(
         commands: mpsc::UnboundedSender<Command>,
         synchronised: watch::Receiver<bool>,
+        measured: watch::Receiver<Names>,
     ) -> Self {
         Self {
             commands,
             streams: Arc::default(),
             synchronised,
+            measured,
         }
     }
 
@@ -132,6 +135,11 @@ impl Handle {
         let mut synchronised = self.synchronised.clone();
         let whole = synchronised.wait_for(|whole| *whole).await;
         whole.map(drop).map_err(|_| Failure::Stopping)
+    }
+
+    /// Experiments whose decisions wait for what Envoys count.
+    pub fn measured(&self) -> watch::Receiver<Names> {
+        self.measured.clone()
     }
 
     async fn ask<T>(

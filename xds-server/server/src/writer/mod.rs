@@ -80,6 +80,7 @@ pub struct Writer {
     drains: HashMap<u64, oneshot::Sender<Result<bool, Failure>>>,
     next_drain: u64,
     synchronised: watch::Sender<bool>,
+    measured: watch::Sender<Names>,
     refusals: Refusals,
     opening: Opening,
 }
@@ -95,6 +96,8 @@ impl Writer {
     ) -> (Self, Handle) {
         let (commands, queue) = mpsc::unbounded_channel();
         let (synchronised, watched) = watch::channel(false);
+        let measured = watch::Sender::default();
+        let handle = Handle::new(commands, watched, measured.subscribe());
         let writer = Self {
             state,
             clock,
@@ -107,10 +110,11 @@ impl Writer {
             drains: HashMap::new(),
             next_drain: 0,
             synchronised,
+            measured,
             refusals: Refusals::default(),
             opening: Opening::new(None),
         };
-        (writer, Handle::new(commands, watched))
+        (writer, handle)
     }
 
     /// Runs until `stop`, or until nobody can send any more. `restored` is what the store holds, where there is one;
@@ -233,6 +237,7 @@ impl Writer {
                 let names = match kind {
                     Kind::Models => self.state.model_names().cloned().collect(),
                     Kind::Servers => self.state.server_names().cloned().collect(),
+                    Kind::Experiments => self.state.known_experiment_names().cloned().collect(),
                 };
                 let _ = reply.send(self.subscribers.add(kind, &names));
             }
@@ -274,13 +279,21 @@ impl Writer {
             None => tracing::info!(type_url, resource, "no Envoy refuses the resource any more"),
         }
         let models = self.refusals.set(&type_url, &resource, reason, &self.world);
+        self.tell_of_filter(batch);
         self.tell_refusals(models.into_iter(), batch);
     }
 
     fn look_at_all_rejections(&mut self, batch: &mut Batch) {
         let all = self.engine.envoys().into_iter().flat_map(|e| e.rejections);
         let models = self.refusals.replace(all, &self.world);
+        self.tell_of_filter(batch);
         self.tell_refusals(models.into_iter(), batch);
+    }
+
+    fn tell_of_filter(&mut self, batch: &mut Batch) {
+        if let Some(reason) = self.refusals.filter_changed() {
+            let _ = self.step(Event::FilterRejected { reason }, batch);
+        }
     }
 
     /// Tells the rules what changed of what Envoys refuse of these models. Whether anything did.
@@ -303,6 +316,8 @@ impl Writer {
             endpoints,
             models,
             servers,
+            shares,
+            experiments,
             drained,
             renewed,
         } = batch;
@@ -312,8 +327,9 @@ impl Writer {
             changes = self.world.renew(&self.state, tls);
             changes.push(listener);
         }
-        if !routes.is_empty() || !endpoints.is_empty() {
-            changes.extend(self.world.update(&self.state, &routes, &endpoints));
+        if !routes.is_empty() || !endpoints.is_empty() || !shares.is_empty() {
+            let update = self.world.update(&self.state, &routes, &endpoints, &shares);
+            changes.extend(update);
         }
         if !changes.is_empty() {
             self.engine.apply(self.state.generation(), changes);
@@ -321,6 +337,8 @@ impl Writer {
         self.open_when_synchronised();
         self.subscribers.tell(Kind::Models, &models);
         self.subscribers.tell(Kind::Servers, &servers);
+        self.subscribers.tell(Kind::Experiments, &experiments);
+        self.tell_who_is_measured();
         for (token, complete) in drained {
             if let Some(reply) = self.drains.remove(&token) {
                 let _ = reply.send(Ok(complete));
@@ -331,6 +349,15 @@ impl Writer {
         if self.tell_refusals(routes.into_iter(), &mut after) {
             self.finish(after);
         }
+    }
+
+    fn tell_who_is_measured(&self) {
+        let wanted: Names = self.state.measured_experiments().cloned().collect();
+        self.measured.send_if_modified(|known| {
+            let changed = *known != wanted;
+            *known = wanted;
+            changed
+        });
     }
 
     /// Envoys get nothing before the world is whole: a smaller one would take models away that agents still hold.
@@ -349,5 +376,5 @@ impl Writer {
     }
 }
 
-/// Names of changed objects.
-type Names = std::collections::BTreeSet<Arc<str>>;
+/// Names of objects.
+pub type Names = std::collections::BTreeSet<Arc<str>>;

@@ -8,7 +8,7 @@ use seldon_ads::Rejection;
 
 use crate::resources::{
     World,
-    names::{client_scope, model_of_scope, types},
+    names::{FILTER, candidate_scope, client_scope, model_of_scope, types},
 };
 
 /// Refused resources with the reasons, and what the rules were told of them.
@@ -18,6 +18,8 @@ pub(super) struct Refusals {
     /// Clusters, for themselves or for their endpoints.
     clusters: BTreeMap<(String, String), String>,
     told: BTreeMap<Arc<str>, String>,
+    filter: Option<String>,
+    told_of_filter: Option<String>,
 }
 
 impl Refusals {
@@ -42,8 +44,21 @@ impl Refusals {
                 put(&mut self.clusters, key, reason);
                 world.models_of_cluster(resource)
             }
+            types::EXTENSION if resource == FILTER => {
+                self.filter = reason;
+                BTreeSet::new()
+            }
             _ => BTreeSet::new(),
         }
+    }
+
+    /// Why the filter's configuration is refused, where that changed since the rules were told.
+    pub(super) fn filter_changed(&mut self) -> Option<Option<String>> {
+        if self.filter == self.told_of_filter {
+            return None;
+        }
+        self.told_of_filter.clone_from(&self.filter);
+        Some(self.filter.clone())
     }
 
     /// These are all there are; the models that this may concern.
@@ -52,7 +67,7 @@ impl Refusals {
         all: impl Iterator<Item = Rejection>,
         world: &World,
     ) -> BTreeSet<Arc<str>> {
-        (self.scopes, self.clusters) = Default::default();
+        (self.scopes, self.clusters, self.filter) = Default::default();
         let mut models: BTreeSet<Arc<str>> = self.told.keys().cloned().collect();
         for rejection in all {
             let Rejection {
@@ -87,9 +102,15 @@ impl Refusals {
     }
 
     fn reason(&self, model: &str, world: &World) -> Option<String> {
-        let keys = [client_scope(model), format!("i:{model}")];
-        if let Some(reason) = keys.iter().find_map(|key| self.scopes.get(key)) {
+        if let Some(reason) = self.scopes.get(&client_scope(model)) {
             return Some(reason.clone());
+        }
+        let first = candidate_scope(model);
+        let of_versions = self.scopes.range(first.clone()..);
+        let mut of_versions = of_versions.take_while(|(key, _)| key.starts_with(&first));
+        if let Some((key, reason)) = of_versions.find(|(key, _)| model_of_scope(key) == Some(model))
+        {
+            return Some(format!("scope {key}: {reason}"));
         }
         world.clusters_of_model(model).into_iter().find_map(|name| {
             let types = [types::CLUSTER, types::ENDPOINTS];
@@ -111,7 +132,7 @@ fn put<K: Ord>(known: &mut BTreeMap<K, String>, key: K, reason: Option<String>) 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // a test may
 mod tests {
-    use seldon_core::{Endpoint, ReplicaSet, Route, Split};
+    use seldon_core::{Endpoint, ExperimentRoute, ReplicaSet, Route, Split};
 
     use super::*;
     use crate::resources::View;
@@ -134,6 +155,8 @@ mod tests {
                 }],
                 retry: true,
                 log_payloads: false,
+                split_by: None,
+                candidate: false,
             })
         }
         fn endpoints(&self, set: &ReplicaSet) -> Vec<Endpoint> {
@@ -146,13 +169,16 @@ mod tests {
             };
             replicas.map(endpoint).collect()
         }
+        fn experiment_route(&self, _: &str) -> Option<ExperimentRoute> {
+            None
+        }
     }
 
     #[test]
     fn a_refused_cluster_is_the_fault_of_its_models() {
-        let mut world = World::new(None);
+        let mut world = World::new(None, None);
         let models: BTreeSet<Arc<str>> = ["m0".into(), "m1".into()].into();
-        world.update(&Each, &models, &BTreeSet::new());
+        world.update(&Each, &models, &BTreeSet::new(), &BTreeSet::new());
         let mut refusals = Refusals::default();
         let bad = || Some("bad".to_owned());
         let concerned = refusals.set(types::CLUSTER, "mlserver_1", bad(), &world);
@@ -168,5 +194,13 @@ mod tests {
         assert_eq!(concerned, models);
         let taken = [("m0".into(), None), ("m1".into(), None)];
         assert_eq!(told(&mut refusals), taken);
+        refusals.set(types::SCOPE, "i:m0_3", bad(), &world);
+        let reason = "scope i:m0_3: bad".to_owned();
+        assert_eq!(told(&mut refusals), [("m0".into(), Some(reason))]);
+        refusals.set(types::EXTENSION, FILTER, bad(), &world);
+        assert_eq!(refusals.filter_changed(), Some(bad()));
+        assert_eq!(refusals.filter_changed(), None, "told once");
+        refusals.replace([].into_iter(), &world);
+        assert_eq!(refusals.filter_changed(), Some(None));
     }
 }

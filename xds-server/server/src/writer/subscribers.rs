@@ -10,6 +10,7 @@ use super::Names;
 pub enum Kind {
     Models,
     Servers,
+    Experiments,
 }
 
 /// Names whose status changed and was not fetched yet. A slow subscriber skips states, never names, and what waits for

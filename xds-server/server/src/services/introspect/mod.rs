@@ -1,22 +1,30 @@
 //! What the scheduler did and why.
+mod experiment;
+mod route;
+
 use seldon_ads::{Engine, EnvoyStatus};
 use seldon_core::Explanation;
 use seldon_grpc::introspect::introspect_server::Introspect;
 use seldon_proto::introspect::*;
 use tonic::{Request, Response, Status};
 
-use crate::writer::Handle;
+use crate::{measure::Meter, writer::Handle};
 
 /// Serves `seldon.mlops.introspect.Introspect`.
 #[derive(Clone)]
 pub struct Introspection {
     writer: Handle,
     engine: Engine,
+    meter: Meter,
 }
 
 impl Introspection {
-    pub fn new(writer: Handle, engine: Engine) -> Self {
-        Self { writer, engine }
+    pub fn new(writer: Handle, engine: Engine, meter: Meter) -> Self {
+        Self {
+            writer,
+            engine,
+            meter,
+        }
     }
 }
 
@@ -46,15 +54,62 @@ impl Introspect for Introspection {
         let mut explanation = explanation
             .map(explained)
             .ok_or_else(|| Status::failed_precondition(format!("model {model} is not known")))?;
-        let connected = self.engine.envoys().into_iter().filter(|e| e.connected);
-        for envoy in connected {
-            explanation.envoys_connected += 1;
-            if envoy.acknowledged >= explanation.route_generation {
-                explanation.envoys_acknowledged += 1;
-            }
-        }
+        let envoys = self.engine.envoys();
+        (
+            explanation.envoys_acknowledged,
+            explanation.envoys_connected,
+        ) = acknowledged(&envoys, explanation.route_generation);
         Ok(Response::new(explanation))
     }
+
+    async fn explain_experiment(
+        &self,
+        request: Request<ExplainExperimentRequest>,
+    ) -> Result<Response<ExplainExperimentResponse>, Status> {
+        let name = request.into_inner().experiment;
+        let asked = name.clone();
+        let explanation = self
+            .writer
+            .read(move |state, _| state.explain_experiment(&asked));
+        let Some(explanation) = explanation.await? else {
+            return Err(Status::failed_precondition(format!(
+                "experiment {name} is not known"
+            )));
+        };
+        let totals = self.meter.totals().await;
+        let mut explained = experiment::explained(explanation, totals);
+        (explained.envoys_acknowledged, explained.envoys_connected) =
+            acknowledged(&self.engine.envoys(), explained.generation);
+        Ok(Response::new(explained))
+    }
+
+    async fn explain_route(
+        &self,
+        request: Request<ExplainRouteRequest>,
+    ) -> Result<Response<ExplainRouteResponse>, Status> {
+        let request = request.into_inner();
+        if request.name.is_empty() {
+            return Err(Status::invalid_argument("the request has no name"));
+        }
+        let name = request.name.clone();
+        let seen = self
+            .writer
+            .read(move |state, _| route::look(state, &name))
+            .await?;
+        let mut explained = route::explained(&request, &seen);
+        let envoys = self.engine.envoys();
+        explained.envoys = envoys.iter().map(|e| route::envoy(e, &seen)).collect();
+        Ok(Response::new(explained))
+    }
+}
+
+/// How many of the connected Envoys have acknowledged a generation, and how many there are.
+fn acknowledged(envoys: &[EnvoyStatus], generation: u64) -> (u32, u32) {
+    let connected = || envoys.iter().filter(|envoy| envoy.connected);
+    let all = connected().count();
+    let reached = connected().filter(|envoy| envoy.acknowledged >= generation);
+    let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+    (number(reached.count()), number(all))
 }
 
 fn envoy(status: EnvoyStatus) -> Envoy {
