@@ -1,6 +1,9 @@
 //! What must hold after every step, defined once: checked in part by debug builds, in full by the property tests.
+use std::collections::BTreeSet;
+
 use crate::{
-    State,
+    RolloutOutcome, State,
+    experiment::{Entry, Index, derive, status},
     replica_state::{ReplicaState::*, can_receive_traffic, holds_memory, is_transient},
 };
 
@@ -22,6 +25,7 @@ pub(crate) fn check_touched(state: &State) {
 pub fn check(state: &State) -> Result<(), String> {
     check_touched(state);
     check_books(state)?;
+    check_experiments(state)?;
     for (name, entry) in &state.models {
         for split in &entry.splits {
             if split.weight == 0 || split.replicas.replicas.is_empty() {
@@ -100,6 +104,83 @@ fn check_books(state: &State) -> Result<(), String> {
                     (booked, loaded, entries)
                 ));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Splits in force are what the models make of them now, and nobody gets another's requests.
+fn check_experiments(state: &State) -> Result<(), String> {
+    let mut index = Index::default();
+    let mut defaults = BTreeSet::new();
+    for (name, entry) in &state.experiments.entries {
+        index.add(entry);
+        let around = state.surroundings();
+        if derive(entry, around) != entry.route {
+            return Err(format!("the split of experiment {name} is of yesterday"));
+        }
+        let rejected = state.experiments.filter_rejected.as_deref();
+        if status(entry, around, rejected) != entry.shown {
+            return Err(format!("the status of experiment {name} is of yesterday"));
+        }
+        if entry.generation > state.world.generation {
+            return Err(format!("experiment {name} is of a generation to come"));
+        }
+        let running = entry.running() && entry.in_force().is_some();
+        if running != entry.route.is_some() {
+            return Err(format!("experiment {name} is in force: {running}"));
+        }
+        let endpoint = entry
+            .route
+            .as_ref()
+            .and_then(|route| route.endpoint.as_ref());
+        if endpoint.is_some_and(|endpoint| !defaults.insert(endpoint)) {
+            return Err(format!("experiment {name} has another's default"));
+        }
+        check_split(state, entry)?;
+    }
+    (index == state.experiments.index)
+        .then_some(())
+        .ok_or_else(|| "the index of experiments is not that of its entries".to_owned())
+}
+
+/// A split leads nowhere but to replicas that the models' own routes lead to, and weight goes by what is wanted.
+fn check_split(state: &State, entry: &Entry) -> Result<(), String> {
+    let (name, Some(route)) = (&entry.name, &entry.route) else {
+        return Ok(());
+    };
+    let candidates = route.candidates.iter().map(|one| (&one.name, &one.splits));
+    let mirror = route.mirror.iter().map(|one| (&one.name, &one.splits));
+    for (model, splits) in candidates.chain(mirror) {
+        let known = state.models.get(model);
+        if splits.is_empty() || known.is_none_or(|known| known.splits != *splits) {
+            return Err(format!(
+                "experiment {name} leads where the route of {model} does not"
+            ));
+        }
+    }
+    if route
+        .mirror
+        .as_ref()
+        .is_some_and(|one| !(1..=100).contains(&one.percent))
+    {
+        return Err(format!("experiment {name} mirrors an impossible share"));
+    }
+    let Some(rollout) = &entry.rollout else {
+        return Ok(());
+    };
+    for candidate in &route.candidates {
+        let percent = match candidate.name == rollout.candidate {
+            true => rollout.percent(),
+            false => 100 - rollout.percent(),
+        };
+        let back = rollout.record.outcome == RolloutOutcome::RolledBack;
+        let wrong = back && candidate.name == rollout.candidate && candidate.weight != 0;
+        if wrong || candidate.weight != percent {
+            return Err(format!(
+                "the roll-out of {name} gives {} {} percent",
+                candidate.name, candidate.weight
+            ));
         }
     }
     Ok(())

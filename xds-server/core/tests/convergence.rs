@@ -9,12 +9,12 @@ use std::{
 };
 
 use proptest::prelude::*;
-use seldon_core::{AgentKey, Config, Event, Now, Synchronisation};
+use seldon_core::{AgentKey, Config, Event, Measurement, Now, Record, Synchronisation};
 use seldon_proto::{
     agent::model_operation_message::Operation,
-    scheduler::{Model, model_status::ModelState},
+    scheduler::{Experiment, ExperimentRollout, Model, model_status::ModelState},
 };
-use sim::{Sim, agent, model, spec};
+use sim::{Sim, agent, experiment, mirror, model, spec};
 
 /// Replicas of each server when all is well.
 const SERVERS: [(&str, u32); 2] = [("alpha", 3), ("beta", 2)];
@@ -47,7 +47,48 @@ enum Op {
         name: usize,
         reject: bool,
     },
+    Start(usize, Experiment),
+    Stop(usize),
+    Measured {
+        requests: u64,
+        errors: u64,
+    },
+    RejectFilter(bool),
     Restart,
+}
+
+/// Names of models 0 to 4 with weights; the last may be a mirror.
+fn start() -> impl Strategy<Value = Experiment> {
+    let members = proptest::sample::subsequence((0..5usize).collect::<Vec<_>>(), 1..5);
+    let weights = proptest::collection::vec(0..3u32, 5);
+    let mirrored = proptest::option::weighted(0.3, prop_oneof![Just(0u32), Just(50), Just(101)]);
+    let default = proptest::option::weighted(0.7, 0..2usize);
+    (
+        members,
+        weights,
+        mirrored,
+        default,
+        proptest::bool::weighted(0.4),
+    )
+        .prop_map(|(members, weights, mirrored, default, rollout)| {
+            let names: Vec<String> = members.into_iter().map(name).collect();
+            let taken = usize::from(mirrored.is_some());
+            let candidates: Vec<(&str, u32)> = names[..names.len() - taken]
+                .iter()
+                .zip(weights)
+                .map(|(name, weight)| (name.as_str(), weight))
+                .collect();
+            let default = default.and_then(|at| Some(candidates.get(at)?.0));
+            let mut spec = experiment("", default, &candidates);
+            spec.mirror = mirrored.and_then(|percent| mirror(names.last().unwrap(), percent));
+            if rollout && candidates.len() == 2 && default.is_some() {
+                spec.rollout = Some(ExperimentRollout {
+                    min_requests: 10,
+                    ..ExperimentRollout::default()
+                });
+            }
+            spec
+        })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -72,6 +113,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..2usize, 0..4u32).prop_map(|(server, replicas)| Op::Scale { server, replicas }),
         3 => prop_oneof![Just(1u64), Just(7), Just(70), Just(4000)].prop_map(Op::Advance),
         1 => (0..5usize, any::<bool>()).prop_map(|(name, reject)| Op::Reject { name, reject }),
+        4 => (0..3usize, start()).prop_map(|(name, spec)| Op::Start(name, spec)),
+        2 => (0..3usize).prop_map(Op::Stop),
+        3 => (0..40u64, 0..5u64).prop_map(|(requests, errors)| Op::Measured { requests, errors }),
+        1 => any::<bool>().prop_map(Op::RejectFilter),
         1 => Just(Op::Restart),
     ]
 }
@@ -90,6 +135,7 @@ fn name(number: usize) -> String {
 struct History {
     sim: Sim,
     wanted: BTreeMap<String, Model>,
+    experiments: BTreeMap<String, Experiment>,
     tokens: u64,
     scaled: bool,
     /// Asked to drain, or gave an unload up: these must connect again to be of use.
@@ -110,6 +156,7 @@ impl History {
         History {
             sim,
             wanted: BTreeMap::new(),
+            experiments: BTreeMap::new(),
             tokens: 0,
             scaled: false,
             worn: BTreeSet::new(),
@@ -134,6 +181,10 @@ impl History {
                 | Op::Drain(_)
                 | Op::Advance(_)
                 | Op::Reject { .. }
+                | Op::Start(..)
+                | Op::Stop(_)
+                | Op::Measured { .. }
+                | Op::RejectFilter(_)
         );
         let before = self.routed();
         let settled = self.sim.state.synchronised() && !self.scaled;
@@ -224,13 +275,104 @@ impl History {
                     })
                     .unwrap();
             }
-            Op::Restart => self.sim.restart(),
+            Op::Start(number, mut spec) => {
+                spec.name = format!("experiment-{number}");
+                if self.sim.start(spec.clone()).is_ok() {
+                    self.experiments.insert(spec.name.clone(), spec);
+                }
+            }
+            Op::Stop(number) => {
+                let stopped = format!("experiment-{number}");
+                let known = self.sim.stop(&stopped).is_ok();
+                assert!(known || !self.experiments.contains_key(&stopped));
+                self.experiments.remove(&stopped);
+            }
+            Op::Measured { requests, errors } => self.measure(requests, errors),
+            Op::RejectFilter(reject) => {
+                let reason = reject.then(|| "refused".to_owned());
+                self.sim.step(Event::FilterRejected { reason }).unwrap();
+            }
+            Op::Restart => {
+                let percents = self.percents();
+                self.sim.restart();
+                assert_eq!(percents, self.percents(), "roll-outs go on where they were");
+            }
         }
+    }
+
+    /// Defaults answer without errors; candidates do not.
+    fn measure(&mut self, requests: u64, errors: u64) {
+        let measured: Vec<Measurement> = self
+            .sim
+            .state
+            .measured_experiments()
+            .flat_map(|name| {
+                let spec = &self.experiments[&**name];
+                spec.candidates.iter().map(|one| Measurement {
+                    experiment: name.clone(),
+                    candidate: one.name.as_str().into(),
+                    requests,
+                    errors: match spec.default.as_ref() == Some(&one.name) {
+                        true => 0,
+                        false => errors.min(requests),
+                    },
+                    microseconds: requests * 1000,
+                })
+            })
+            .collect();
+        self.sim.step(Event::Measured(measured)).unwrap();
+    }
+
+    /// What roll-outs would give their candidates.
+    fn percents(&self) -> BTreeMap<String, Vec<u32>> {
+        let explained = self.experiments.keys().map(|name| {
+            let known = self.sim.state.explain_experiment(name).unwrap();
+            let wanted = known.candidates.iter().map(|one| one.wanted).collect();
+            (name.clone(), wanted)
+        });
+        explained.collect()
+    }
+
+    /// Experiments are those wanted, stored, and active where they can be.
+    fn check_experiments(&self) {
+        let state = &self.sim.state;
+        let names: Vec<String> = state.experiment_names().map(|n| n.to_string()).collect();
+        let wanted: Vec<String> = self.experiments.keys().cloned().collect();
+        assert_eq!(names, wanted);
+        for (name, spec) in &self.experiments {
+            let stored = self.sim.experiments_stored.get(name.as_str());
+            assert!(
+                matches!(stored, Some(Record::Experiment { spec: kept, .. }) if **kept == *spec),
+                "{name} is stored as {stored:?}"
+            );
+            let mut members = spec
+                .candidates
+                .iter()
+                .map(|one| &one.name)
+                .chain(spec.mirror.iter().map(|one| &one.name));
+            let ready = members.all(|member| {
+                self.wanted.contains_key(member)
+                    && self.sim.state_of(member) == ModelState::ModelAvailable
+            });
+            let weight = spec.candidates.iter().any(|one| one.weight > 0);
+            let good = (weight || spec.rollout.is_some())
+                && spec.mirror.as_ref().is_none_or(|one| one.percent <= 100);
+            let (active, text) = self.sim.experiment(name);
+            assert_eq!(active, ready && good, "{name}: {text}: {spec:?}");
+            if active {
+                let live = state.experiment_route(name).unwrap().candidates.len();
+                assert_eq!(live, spec.candidates.len(), "{name}");
+            }
+        }
+        assert_eq!(self.sim.experiments_stored.len(), self.experiments.len());
     }
 
     /// Everything comes back and does what it is asked. `gently`: agents that are there stay as they are, and clients
     /// ask again for what they want.
     fn heal(&mut self, gently: bool) {
+        self.sim
+            .step(Event::FilterRejected { reason: None })
+            .unwrap();
         for number in 0..5 {
             self.sim
                 .step(Event::RouteRejected {
@@ -264,6 +406,7 @@ impl History {
 
     fn check(&self) {
         assert!(self.sim.state.synchronised());
+        self.check_experiments();
         let mut held: BTreeMap<String, Vec<u32>> = BTreeMap::new();
         for ((name, version), _) in self.sim.agents.values().flat_map(|agent| &agent.models) {
             held.entry(name.clone()).or_default().push(*version);

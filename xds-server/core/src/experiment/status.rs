@@ -15,6 +15,7 @@ pub(crate) fn status(
     filter_rejected: Option<&str>,
 ) -> ExperimentStatusResponse {
     let spec = &entry.spec;
+    let ready = |name: &str| entry.running() && around.ready(spec, name);
     let mut candidates = spec.candidates.iter();
     let (active, status_description) = match shortcoming(entry, around, filter_rejected) {
         Some(reason) => (false, reason),
@@ -23,11 +24,11 @@ pub(crate) fn status(
     ExperimentStatusResponse {
         experiment_name: entry.name.to_string(),
         active,
-        candidates_ready: candidates.all(|one| around.ready(spec, &one.name)),
+        candidates_ready: candidates.all(|one| ready(&one.name)),
         mirror_ready: spec
             .mirror
             .as_ref()
-            .is_none_or(|mirror| around.ready(spec, &mirror.name)),
+            .is_none_or(|mirror| ready(&mirror.name)),
         status_description,
         kubernetes_meta: spec.kubernetes_meta.clone(),
     }

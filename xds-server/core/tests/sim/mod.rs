@@ -7,7 +7,8 @@ use std::{
 };
 
 use seldon_core::{
-    AgentKey, Config, Effect, Event, Now, Record, Route, State, StreamId, invariants,
+    AgentKey, Config, Effect, Event, ExperimentRoute, Now, Record, Route, State, StreamId,
+    invariants,
 };
 use seldon_proto::{
     agent::{
@@ -15,7 +16,8 @@ use seldon_proto::{
         ReplicaConfig, model_event_message::Event as Report, model_operation_message::Operation,
     },
     scheduler::{
-        DeploymentSpec, MetaData, Model, ModelSpec, ServerNotify, model_status::ModelState,
+        DeploymentSpec, Experiment, ExperimentCandidate, ExperimentMirror, MetaData, Model,
+        ModelSpec, ServerNotify, model_status::ModelState,
     },
 };
 
@@ -37,6 +39,27 @@ pub fn model(name: &str, replicas: u32) -> Model {
         }),
         ..Model::default()
     }
+}
+
+/// An experiment over candidates with weights.
+pub fn experiment(name: &str, default: Option<&str>, candidates: &[(&str, u32)]) -> Experiment {
+    Experiment {
+        name: name.into(),
+        default: default.map(str::to_owned),
+        candidates: candidates
+            .iter()
+            .map(|(name, weight)| ExperimentCandidate {
+                name: (*name).to_owned(),
+                weight: *weight,
+            })
+            .collect(),
+        ..Default::default()
+    }
+}
+
+pub fn mirror(name: &str, percent: u32) -> Option<ExperimentMirror> {
+    let name = name.to_owned();
+    Some(ExperimentMirror { name, percent })
 }
 
 pub fn spec(model: &mut Model) -> &mut ModelSpec {
@@ -62,6 +85,7 @@ pub struct Sim {
     pub experiments_stored: BTreeMap<Arc<str>, Record>,
     /// What the Envoy routes by.
     pub envoy: BTreeMap<Arc<str>, Route>,
+    pub filter: BTreeMap<Arc<str>, ExperimentRoute>,
     pub drained: Vec<u64>,
     /// Whether the last drain left nothing routed.
     pub complete: bool,
@@ -93,6 +117,7 @@ impl Sim {
             servers_stored: BTreeMap::new(),
             experiments_stored: BTreeMap::new(),
             envoy: BTreeMap::new(),
+            filter: BTreeMap::new(),
             drained: Vec::new(),
             complete: false,
             rejected: BTreeSet::new(),
@@ -206,6 +231,31 @@ impl Sim {
         self.step(Event::LoadModel(Box::new(model))).unwrap();
     }
 
+    pub fn start(&mut self, spec: Experiment) -> Result<(), seldon_core::Refusal> {
+        self.step(Event::StartExperiment(Box::new(spec)))
+    }
+
+    pub fn stop(&mut self, name: &str) -> Result<(), seldon_core::Refusal> {
+        self.step(Event::StopExperiment { name: name.into() })
+    }
+
+    /// Whether an experiment is active, and its status in words.
+    pub fn experiment(&self, name: &str) -> (bool, String) {
+        let status = self.state.experiment_status(name).unwrap();
+        (status.active, status.status_description)
+    }
+
+    /// The split in force as `candidate*weight`, and `+mirror*percent`.
+    pub fn split(&self, name: &str) -> Vec<String> {
+        let route = self.state.experiment_route(name);
+        let route = route.as_ref();
+        let candidates = route.into_iter().flat_map(|route| &route.candidates);
+        let candidates = candidates.map(|one| format!("{}*{}", one.name, one.weight));
+        let mirror = route.and_then(|route| route.mirror.as_ref());
+        let mirror = mirror.map(|one| format!("+{}*{}", one.name, one.percent));
+        candidates.chain(mirror).collect()
+    }
+
     pub fn unload(&mut self, name: &str) {
         self.step(Event::UnloadModel {
             name: name.into(),
@@ -304,11 +354,16 @@ impl Sim {
             }
             (Operation::LoadModel, false) => Report::LoadFailed,
             (_, true) => {
-                let routed = self
-                    .envoy
-                    .get(name.as_str())
-                    .into_iter()
-                    .flat_map(|route| &route.splits)
+                let own = self.envoy.get(name.as_str()).into_iter();
+                let own = own.flat_map(|route| &route.splits);
+                let shares = self.filter.values().flat_map(|route| {
+                    let candidates = route.candidates.iter().map(|one| (&one.name, &one.splits));
+                    let mirror = route.mirror.iter().map(|one| (&one.name, &one.splits));
+                    candidates.chain(mirror)
+                });
+                let shares = shares.filter(|(model, _)| ***model == *name);
+                let routed = own
+                    .chain(shares.flat_map(|(_, splits)| splits))
                     .any(|split| {
                         split.version == version.version
                             && split.replicas.server == key.server
@@ -376,6 +431,9 @@ impl Sim {
                 self.envoy
                     .extend(taken.map(|route| (route.model.clone(), route)));
             }
+            let names = self.state.experiment_names();
+            let routes = names.filter_map(|name| self.state.experiment_route(name));
+            self.filter = routes.map(|route| (route.name.clone(), route)).collect();
             self.step(Event::RoutesAcknowledged {
                 serving: generation,
                 released: generation,
@@ -400,6 +458,8 @@ impl Sim {
 
     /// The scheduler is killed and starts again; nobody has connected yet.
     pub fn restart(&mut self) {
+        // What an Envoy refuses is found out anew: it is told of everything again.
+        self.rejected.clear();
         for agent in self.agents.values_mut() {
             agent.stream = None;
             agent.inbox.clear();
