@@ -14,7 +14,10 @@ use seldon_proto::{
         ModelScalingTriggerMessage, ModelVersion, ReplicaConfig, model_event_message,
         model_operation_message::Operation,
     },
-    introspect::{ExplainModelRequest, XdsStatusRequest},
+    introspect::{
+        ExplainExperimentRequest, ExplainModelRequest, ExplainRouteRequest, Header,
+        XdsStatusRequest,
+    },
     scheduler::{control_plane_response::Event as Marker, model_status::ModelState, *},
 };
 use seldon_scheduler::{
@@ -451,6 +454,151 @@ async fn acknowledged_models_are_there_after_a_restart() {
     let _agent = obey(scheduler.agents().await, 0).await;
     until(&mut api, "wine", ModelState::ModelAvailable).await;
     scheduler.end().await;
+}
+
+fn experiment(name: &str, weights: [u32; 2]) -> StartExperimentRequest {
+    let candidate = |(name, weight): (&str, u32)| ExperimentCandidate {
+        name: name.into(),
+        weight,
+    };
+    let candidates = [("iris", weights[0]), ("wine", weights[1])].map(candidate);
+    StartExperimentRequest {
+        experiment: Some(Experiment {
+            name: name.into(),
+            default: Some("iris".into()),
+            candidates: candidates.into(),
+            ..Default::default()
+        }),
+    }
+}
+
+/// Follows an experiment until its status is as wanted.
+async fn experiment_until(
+    api: &mut SchedulerClient<Channel>,
+    name: &str,
+    wanted: impl Fn(&ExperimentStatusResponse) -> bool,
+) -> ExperimentStatusResponse {
+    let request = ExperimentSubscriptionRequest {
+        subscriber_name: "test".into(),
+    };
+    let statuses = api.subscribe_experiment_status(request).await.unwrap();
+    let mut statuses = statuses.into_inner();
+    soon(&format!("experiment {name}"), async {
+        loop {
+            let status = statuses.message().await.unwrap().expect("it goes on");
+            if status.experiment_name == name && wanted(&status) {
+                return status;
+            }
+        }
+    })
+    .await
+}
+
+async fn running(api: &mut SchedulerClient<Channel>) -> Vec<String> {
+    let all = ExperimentStatusRequest::default();
+    let mut stream = api.experiment_status(all).await.unwrap().into_inner();
+    let mut names = Vec::new();
+    while let Some(status) = stream.message().await.unwrap() {
+        names.push(status.experiment_name);
+    }
+    names
+}
+
+#[tokio::test]
+async fn an_experiment_is_started_shown_explained_kept_and_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |path: PathBuf| Disk::open(&path).unwrap();
+    let scheduler = Scheduler::start(open(folder.path().into())).await;
+    let mut api = scheduler.api().await;
+    let _agent = obey(scheduler.agents().await, 0).await;
+    api.load_model(load("iris")).await.unwrap();
+    api.start_experiment(experiment("a.b", [70, 30]))
+        .await
+        .unwrap();
+    let waiting = experiment_until(&mut api, "a.b", |s| !s.active).await;
+    assert!(!waiting.candidates_ready, "{waiting:?}");
+    assert!(
+        waiting.status_description.contains("wine"),
+        "{}",
+        waiting.status_description
+    );
+    api.load_model(load("wine")).await.unwrap();
+    let active = experiment_until(&mut api, "a.b", |s| s.active).await;
+    assert_eq!(active.status_description, "experiment active");
+    let hijack = api.start_experiment(experiment("other", [1, 1])).await;
+    assert_eq!(hijack.unwrap_err().code(), Code::FailedPrecondition);
+    scheduler.end().await;
+
+    let scheduler = Scheduler::start(open(folder.path().into())).await;
+    let mut api = scheduler.api().await;
+    let _agent = obey(scheduler.agents().await, 0).await;
+    experiment_until(&mut api, "a.b", |s| s.active).await;
+    assert_eq!(running(&mut api).await, ["a.b"]);
+    let mut introspect = IntrospectClient::new(Scheduler::channel(scheduler.api).await);
+    let asked = ExplainExperimentRequest {
+        experiment: "a.b".into(),
+    };
+    let explained = introspect.explain_experiment(asked).await.unwrap();
+    let explained = explained.into_inner();
+    let shares: Vec<f64> = explained
+        .candidates
+        .iter()
+        .map(|c| c.in_force_percent)
+        .collect();
+    assert_eq!(shares, [70.0, 30.0], "{explained:?}");
+    explain_routes(&mut introspect).await;
+
+    let stop = || StopExperimentRequest { name: "a.b".into() };
+    api.stop_experiment(stop()).await.unwrap();
+    api.stop_experiment(stop()).await.unwrap();
+    let unknown = StopExperimentRequest {
+        name: "nope".into(),
+    };
+    let refused = api.stop_experiment(unknown).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let stopped = experiment_until(&mut api, "a.b", |s| !s.active).await;
+    assert_eq!(stopped.status_description, "experiment stopped");
+    assert!(running(&mut api).await.is_empty());
+    scheduler.end().await;
+    let kept = Disk::open(folder.path()).unwrap().restore().unwrap();
+    let is_experiment =
+        |r: &seldon_core::Record| matches!(r, seldon_core::Record::Experiment { .. });
+    assert!(!kept.unwrap().iter().any(is_experiment), "stopped for good");
+}
+
+async fn explain_routes(introspect: &mut IntrospectClient<Channel>) {
+    for (name, route, rule, versions) in [
+        ("iris", "", "split", vec!["iris_7", "wine_7"]),
+        (
+            "a.b.experiment",
+            ":old_3::wine_7:",
+            "x-seldon-route",
+            vec!["wine_7"],
+        ),
+        ("iris", ":old_3:", "split", vec!["iris_7", "wine_7"]),
+        ("wine", "", "model", vec!["wine_7"]),
+        ("nope", "", "unknown", vec![]),
+    ] {
+        let header = Header {
+            name: "X-Seldon-Route".into(),
+            value: route.into(),
+        };
+        let asked = ExplainRouteRequest {
+            name: name.into(),
+            headers: vec![header],
+        };
+        let explained = introspect.explain_route(asked).await.unwrap().into_inner();
+        let seen: Vec<&str> = explained
+            .chances
+            .iter()
+            .map(|c| c.version.as_str())
+            .collect();
+        assert_eq!(
+            (explained.rule.as_str(), seen),
+            (rule, versions),
+            "{name} {route}: {explained:?}"
+        );
+    }
 }
 
 /// A disk that is full for the first write of a model.

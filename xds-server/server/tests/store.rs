@@ -45,7 +45,7 @@ fn experiment(name: &str) -> Record {
     };
     Record::Experiment {
         name: name.into(),
-        last_good: (name == "a.b").then(|| Arc::new(Experiment::default())),
+        last_good: (name == "a.b").then(|| Arc::new(Default::default())),
         spec: Arc::new(spec),
         rollout: Some(RolloutRecord {
             step: 2,
