@@ -32,7 +32,11 @@ enum Task {
     /// Check formatting, lints and documentation
     Lint(lint::Lint),
     /// Build the Envoy filter
-    Wasm,
+    Wasm {
+        /// The one that panics at every hundredth request, for tests
+        #[arg(long)]
+        panicking: bool,
+    },
     /// Build everything that a local system needs
     Build,
     /// Fetch the components that are not ours and print where they are
@@ -45,8 +49,13 @@ fn main() -> Result<()> {
         Task::Test(test) => test.run(),
         Task::Bench(bench) => bench.run(),
         Task::Lint(lint) => lint.run(),
-        Task::Wasm => {
-            wasm::build(&workspace::root()?).map(|module| println!("{}", module.display()))
+        Task::Wasm { panicking } => {
+            let build = if panicking {
+                wasm::build_panicking
+            } else {
+                wasm::build
+            };
+            build(&workspace::root()?).map(|module| println!("{}", module.display()))
         }
         Task::Build => workspace::build().map(|module| println!("{}", module.display())),
         Task::Fetch => fetch(),

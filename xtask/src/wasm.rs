@@ -19,6 +19,16 @@ const MAX_SIZE: u64 = 250_000;
 ///
 /// Uses the active toolchain where it has the target, else a private one in the per-user cache, made once.
 pub fn build(workspace_root: &Path) -> Result<PathBuf> {
+    build_as(workspace_root, &[], "seldon-filter.wasm")
+}
+
+/// Builds `target/wasm/seldon-filter-panicking.wasm`, which takes its VM down at every hundredth request: tests only.
+pub fn build_panicking(workspace_root: &Path) -> Result<PathBuf> {
+    let features = ["--features", "panic-for-tests"];
+    build_as(workspace_root, &features, "seldon-filter-panicking.wasm")
+}
+
+fn build_as(workspace_root: &Path, features: &[&str], name: &str) -> Result<PathBuf> {
     let rustc = match active_rustc(workspace_root) {
         Some(rustc) => rustc,
         None => toolchain::private_rustc()?.into(),
@@ -33,11 +43,12 @@ pub fn build(workspace_root: &Path) -> Result<PathBuf> {
         .current_dir(workspace_root)
         .args(["build", "--quiet", "--profile", "wasm", "--target", TARGET])
         .args(["-p", "seldon-filter", "--target-dir"])
-        .arg(&target_dir);
+        .arg(&target_dir)
+        .args(features);
     run(&mut cargo).context("cannot build the filter for wasm")?;
 
     let built = target_dir.join(TARGET).join("wasm/seldon_filter.wasm");
-    let module = workspace_root.join("target/wasm/seldon-filter.wasm");
+    let module = workspace_root.join("target/wasm").join(name);
     replace(&built, &module)?;
     let size = fs::metadata(&module)?.len();
     ensure!(

@@ -1,9 +1,11 @@
-//! Counters in the host's statistics; few, and none per model.
+//! Counters in the host's statistics: few, none per model, and four for each candidate of an experiment that is used.
+
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use proxy_wasm::{hostcalls, types::MetricType};
-use seldon_routing::{Decision, NamedBy, Rule};
+use seldon_routing::{Choice, Decision, NamedBy, Rule};
 
-/// Ids of the host's counters. Defining one again, in another worker or configuration, gives the same counter.
+/// Of the filter as a whole. Defining one again, in another worker or configuration, gives the same counter.
 #[derive(Default)]
 pub(crate) struct Counters {
     entered: Counter,
@@ -17,20 +19,131 @@ pub(crate) struct Counters {
     mirrored: Counter,
 }
 
-#[derive(Default)]
+thread_local! {
+    /// Every metric that this VM has defined. The host would keep one more id each time that one is defined again,
+    /// and configurations come by the thousand.
+    static DEFINED: RefCell<BTreeMap<String, u32>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// A metric's id; none where the host has none to give.
+fn define(kind: MetricType, name: String) -> Option<u32> {
+    let known = DEFINED.try_with(|all| all.try_borrow().ok()?.get(&name).copied());
+    if let Ok(Some(id)) = known {
+        return Some(id);
+    }
+    let id = hostcalls::define_metric(kind, &name).ok()?;
+    let _ = DEFINED.try_with(|all| all.try_borrow_mut().map(|mut all| all.insert(name, id)));
+    Some(id)
+}
+
+#[derive(Clone, Copy, Default)]
 struct Counter(Option<u32>);
 
 impl Counter {
-    fn define(name: &str) -> Self {
-        Self(hostcalls::define_metric(MetricType::Counter, name).ok())
+    fn define(name: impl Into<String>) -> Self {
+        Self(define(MetricType::Counter, name.into()))
     }
 
-    fn increment(&self) {
+    fn increment(self) {
+        self.add(1);
+    }
+
+    fn add(self, more: u64) {
         if let Some(id) = self.0 {
             // A counter that cannot be written is no reason to fail a request.
-            let _ = hostcalls::increment_metric(id, 1);
+            let _ = hostcalls::increment_metric(id, i64::try_from(more).unwrap_or(i64::MAX));
         }
     }
+}
+
+/// What is counted of a candidate.
+#[derive(Clone, Copy)]
+pub(crate) struct OfCandidate {
+    requests: Counter,
+    errors: Counter,
+    microseconds: Counter,
+    milliseconds: Option<u32>,
+}
+
+impl OfCandidate {
+    fn define(experiment: &str, candidate: &str) -> Self {
+        let tags = format!(";e={experiment};c={candidate};");
+        let name = |what: &str| format!("seldon_experiment_{what}{tags}");
+        Self {
+            requests: Counter::define(name("requests_total")),
+            errors: Counter::define(name("errors_total")),
+            microseconds: Counter::define(name("microseconds_total")),
+            milliseconds: define(MetricType::Histogram, name("duration_ms")),
+        }
+    }
+
+    /// A request ended, so long after it was given to this candidate.
+    pub(crate) fn ended(self, failed: bool, after: Option<Duration>) {
+        self.requests.increment();
+        if failed {
+            self.errors.increment();
+        }
+        let Some(after) = after else { return };
+        self.microseconds
+            .add(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
+        if let Some(id) = self.milliseconds {
+            let milliseconds = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            let _ = hostcalls::record_metric(id, milliseconds);
+        }
+    }
+}
+
+/// Counters of the candidates and mirrors of one configuration, by where that holds them; a candidate that gets no
+/// request has none.
+#[derive(Default)]
+pub(crate) struct OfExperiments {
+    candidates: RefCell<BTreeMap<usize, OfCandidate>>,
+    mirrors: RefCell<BTreeMap<usize, Counter>>,
+}
+
+impl OfExperiments {
+    /// Counts the copy, if there is one, and says where the answer is to be counted.
+    pub(crate) fn chosen(&self, choice: &Choice<'_>) -> OfCandidate {
+        let Choice {
+            experiment,
+            candidate,
+            mirror,
+            ..
+        } = choice;
+        if let Some((mirror, _)) = mirror {
+            let define = || {
+                let name = &mirror.name;
+                Counter::define(format!(
+                    "seldon_experiment_mirrored_total;e={experiment};c={name};"
+                ))
+            };
+            kept(&self.mirrors, address(*mirror), define).increment();
+        }
+        let define = || OfCandidate::define(experiment, &candidate.name);
+        kept(&self.candidates, address(*candidate), define)
+    }
+}
+
+fn address<T>(of: &T) -> usize {
+    std::ptr::from_ref(of).addr()
+}
+
+fn kept<T: Copy>(
+    all: &RefCell<BTreeMap<usize, T>>,
+    address: usize,
+    define: impl FnOnce() -> T,
+) -> T {
+    let known = all
+        .try_borrow()
+        .ok()
+        .and_then(|all| all.get(&address).copied());
+    known.unwrap_or_else(|| {
+        let new = define();
+        if let Ok(mut all) = all.try_borrow_mut() {
+            all.insert(address, new);
+        }
+        new
+    })
 }
 
 impl Counters {

@@ -25,12 +25,12 @@ use proxy_wasm::{
     traits::{Context, HttpContext, RootContext},
     types::{Action, BufferType, ContextType, LogLevel, MapType},
 };
-use seldon_routing::{Config, Decision, Headers, MAX_HOLD, MAX_PEEK, Random, Router};
+use seldon_routing::{Config, Decision, Headers, MAX_HOLD, MAX_PEEK, Random, Router, is_failure};
 
-use crate::counters::Counters;
+use crate::counters::{Counters, OfCandidate, OfExperiments};
 
 proxy_wasm::main! {{
-    proxy_wasm::set_log_level(LogLevel::Info);
+    proxy_wasm::set_log_level(LogLevel::Debug);
     proxy_wasm::set_root_context(|_| Box::new(Plugin::default()));
 }}
 
@@ -46,6 +46,7 @@ struct Shared {
     config: Config,
     random: Random,
     counters: Counters,
+    of_experiments: OfExperiments,
 }
 
 impl Context for Plugin {}
@@ -60,6 +61,7 @@ impl RootContext for Plugin {
                 return false;
             }
         };
+        let begin = now();
         let config = match Config::from_json(&bytes) {
             Ok(config) => config,
             Err(error) => {
@@ -68,14 +70,18 @@ impl RootContext for Plugin {
             }
         };
         let experiments = config.experiments.len();
+        let took = begin.and_then(|begin| now()?.duration_since(begin).ok());
         log::debug!(
-            "configuration {:?}: {experiments} experiments",
-            config.version
+            "configuration {:?}: {experiments} experiments, {} bytes read in {} us",
+            config.version,
+            bytes.len(),
+            took.map_or(0, |took| took.as_micros())
         );
         self.shared = Rc::new(Shared {
             config,
             random: Random::from_seed(seed()),
             counters: Counters::define(),
+            of_experiments: OfExperiments::default(),
         });
         true
     }
@@ -84,6 +90,7 @@ impl RootContext for Plugin {
         Some(Box::new(Request {
             shared: self.shared.clone(),
             held_since: None,
+            chosen: None,
         }))
     }
 
@@ -97,6 +104,15 @@ struct Request {
     shared: Rc<Shared>,
     /// When its headers were held back to wait for the first message.
     held_since: Option<SystemTime>,
+    /// The candidate that it was given to, for counting the answer.
+    chosen: Option<Chosen>,
+}
+
+/// Where an answer is to be counted.
+struct Chosen {
+    counters: OfCandidate,
+    at: Option<SystemTime>,
+    grpc: bool,
 }
 
 impl Request {
@@ -107,12 +123,18 @@ impl Request {
         }
     }
 
-    fn act(&self, decision: &Decision<'_>) -> Action {
+    fn act(&self, decision: &Decision<'_>) -> (Action, Option<Chosen>) {
         self.shared.counters.count(decision);
+        let mut chosen = None;
         match decision {
-            Decision::AwaitMessage => return Action::Pause,
+            Decision::AwaitMessage => return (Action::Pause, None),
             Decision::Leave => {}
             Decision::Steer(steering) => {
+                chosen = steering.choice.as_ref().map(|choice| Chosen {
+                    counters: self.shared.of_experiments.chosen(choice),
+                    at: now(),
+                    grpc: seldon_routing::is_grpc(&HostHeaders),
+                });
                 for write in &steering.writes {
                     let value = Some(write.value.as_bytes());
                     let map = MapType::HttpRequestHeaders;
@@ -122,7 +144,7 @@ impl Request {
                 }
             }
         }
-        Action::Continue
+        (Action::Continue, chosen)
     }
 
     fn held_too_long(&self) -> bool {
@@ -136,9 +158,13 @@ impl Context for Request {}
 impl HttpContext for Request {
     fn on_http_request_headers(&mut self, _count: usize, end: bool) -> Action {
         self.shared.counters.entered();
+        #[cfg(feature = "panic-for-tests")]
+        panic_sometimes();
         let decision = self.router().on_headers(&HostHeaders, end);
-        let action = self.act(&decision);
-        if decision == Decision::AwaitMessage {
+        let (action, chosen) = self.act(&decision);
+        let awaits = decision == Decision::AwaitMessage;
+        self.chosen = chosen;
+        if awaits {
             self.shared.counters.held();
             self.held_since = now().or(Some(UNIX_EPOCH));
         }
@@ -157,11 +183,21 @@ impl HttpContext for Request {
             .unwrap_or_default();
         let last = end || self.held_too_long();
         let decision = self.router().on_message(&HostHeaders, &bytes, last);
-        let action = self.act(&decision);
-        if decision != Decision::AwaitMessage {
+        let (action, chosen) = self.act(&decision);
+        let awaits = decision == Decision::AwaitMessage;
+        self.chosen = chosen;
+        if !awaits {
             self.held_since = None;
         }
         action
+    }
+
+    /// The request is over, answered or not: a callback that comes in any case, once.
+    fn on_log(&mut self) {
+        if let Some(chosen) = self.chosen.take() {
+            let after = chosen.at.and_then(|at| now()?.duration_since(at).ok());
+            chosen.counters.ended(failed(chosen.grpc), after);
+        }
     }
 }
 
@@ -176,6 +212,17 @@ impl Headers for HostHeaders {
     }
 }
 
+/// Whether the answer, now that it is over, tells of a fault of whoever gave it.
+fn failed(grpc: bool) -> bool {
+    let read = |map, name| hostcalls::get_map_value_bytes(map, name).ok().flatten();
+    let status = read(MapType::HttpResponseHeaders, ":status");
+    let in_trailers = || read(MapType::HttpResponseTrailers, "grpc-status");
+    // An answer without messages has it in its headers.
+    let in_headers = || read(MapType::HttpResponseHeaders, "grpc-status");
+    let of_grpc = grpc.then(|| in_trailers().or_else(in_headers));
+    is_failure(status.as_deref(), of_grpc.as_ref().map(Option::as_deref))
+}
+
 /// The host's clock: this target has none of its own.
 fn now() -> Option<SystemTime> {
     hostcalls::get_current_time().ok()
@@ -186,4 +233,15 @@ fn seed() -> u64 {
     since.map_or(0, |d| {
         d.as_secs().rotate_left(32) ^ u64::from(d.subsec_nanos())
     })
+}
+
+/// Takes the VM down at every hundredth request that enters it.
+#[cfg(feature = "panic-for-tests")]
+#[allow(clippy::panic)]
+fn panic_sometimes() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static ENTERED: AtomicU32 = AtomicU32::new(0);
+    if ENTERED.fetch_add(1, Ordering::Relaxed) == 99 {
+        panic!("as asked for by the feature panic-for-tests");
+    }
 }

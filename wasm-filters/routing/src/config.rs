@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::is_header_value;
+use crate::{json::Reader, name::is_header_value, read};
 
 /// What requests add to an experiment's name.
 pub const EXPERIMENT_SUFFIX: &str = ".experiment";
@@ -128,8 +128,13 @@ impl Config {
         if bytes.is_empty() {
             return Ok(Self::default());
         }
-        let config: Self =
-            serde_json::from_slice(bytes).map_err(|error| ConfigError::Json(error.to_string()))?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|error| ConfigError::Json(format!("not UTF-8: {error}")))?;
+        let mut reader = Reader::new(text);
+        let config = read::config(&mut reader).map_err(|expected| {
+            let at = text.len().saturating_sub(reader.left());
+            ConfigError::Json(format!("expected {expected} at byte {at}"))
+        })?;
         config.validate()?;
         Ok(config)
     }

@@ -35,15 +35,19 @@
     )
 )]
 
+mod answer;
 mod chance;
 mod cohort;
 mod config;
 mod explain;
 mod grpc;
+mod json;
 mod name;
 mod random;
+mod read;
 mod router;
 
+pub use answer::is_failure;
 pub use config::{
     Candidate, Config, ConfigError, Copy, EXPERIMENT_SUFFIX, Experiment, Mirror, Version,
 };
@@ -51,7 +55,9 @@ pub use explain::{Chance, Explanation, explain};
 pub use grpc::{MAX_HOLD, MAX_PEEK, Peek, model_name_in_message};
 pub use name::{MAX_NAME, MAX_PATH, model_name_in_path};
 pub use random::Random;
-pub use router::{Choice, Decision, Headers, MAX_STICKY, NamedBy, Router, Rule, Steering, Write};
+pub use router::{
+    Choice, Decision, Headers, MAX_STICKY, NamedBy, Router, Rule, Steering, Write, is_grpc,
+};
 
 /// Header names that the filter reads and writes.
 pub mod header {

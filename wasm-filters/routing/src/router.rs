@@ -276,7 +276,8 @@ fn client_name(headers: &impl Headers) -> Option<Vec<u8>> {
     (!name.is_empty()).then_some(name)
 }
 
-fn is_grpc(headers: &impl Headers) -> bool {
+/// Whether the request's content type is that of gRPC.
+pub fn is_grpc(headers: &impl Headers) -> bool {
     let kind = headers.get("content-type").unwrap_or_default();
     kind.strip_prefix(b"application/grpc")
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))

@@ -1,5 +1,6 @@
 //! Replays the inputs that fuzzing started from or found. A file's name says what must come of it: `iris--twice` the
-//! name `iris`, `none--…` nothing, `more--…` more bytes wanted, `split--…` no candidate named.
+//! name `iris`, `none--…` nothing, `more--…` more bytes wanted, `split--…` no candidate named,
+//! `read--…` and `refused--…` configurations.
 #![allow(clippy::unwrap_used)]
 
 use std::{fs, path::Path};
@@ -52,12 +53,13 @@ impl Headers for Route<'_> {
     }
 }
 
+const CONFIG: &str = r#"{"experiments":{"x":{"candidates":[
+    {"name":"a","weight":1,"versions":[{"route":"a_1"}]},
+    {"name":"b","weight":1,"versions":[{"route":"b_1"}]}]}}}"#;
+
 #[test]
 fn routes_in_a_header() {
-    let candidates =
-        r#"[{"scope":"a","routes":["a_1"],"weight":1},{"scope":"b","routes":["b_1"],"weight":1}]"#;
-    let config = format!(r#"{{"experiments":{{"x.experiment":{{"candidates":{candidates}}}}}}}"#);
-    let config = Config::from_json(config.as_bytes()).unwrap();
+    let config = Config::from_json(CONFIG.as_bytes()).unwrap();
     let random = Random::from_seed(1);
     let router = Router {
         config: &config,
@@ -65,11 +67,24 @@ fn routes_in_a_header() {
     };
     replay("header", |bytes| {
         match router.on_headers(&Route(bytes), true) {
-            Decision::Steer(steering) if steering.sticky => {
-                steering.writes[0].value.trim_start_matches("i:").to_owned()
-            }
-            Decision::Steer(_) => "split".into(),
+            Decision::Steer(steering) => match (steering.rule, steering.choice) {
+                (Rule::Sticky, Some(choice)) => choice.candidate.name.clone(),
+                (rule, _) => format!("{rule:?}").to_lowercase(),
+            },
             other => panic!("not steered: {other:?}"),
         }
+    });
+}
+
+/// A reader derived from the types makes the same of them.
+#[test]
+fn configurations() {
+    replay("config", |bytes| {
+        let read = Config::from_json(bytes);
+        if let (false, Ok(derived)) = (bytes.is_empty(), serde_json::from_slice::<Config>(bytes)) {
+            let derived = derived.validate().map(|()| derived);
+            assert_eq!(read.as_ref().ok(), derived.as_ref().ok());
+        }
+        if read.is_ok() { "read" } else { "refused" }.into()
     });
 }
