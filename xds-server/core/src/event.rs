@@ -56,7 +56,8 @@ pub enum Event {
     StopExperiment {
         name: String,
     },
-    /// What Envoys counted since they were last read, of experiments with a roll-out under way.
+    /// What Envoys counted since they were last read, of experiments with a roll-out under way; also that they counted
+    /// nothing. Of a step under way, what comes after the first reading counts.
     Measured(Vec<Measurement>),
     /// An Envoy refused the filter's configuration, or (`None`) all took it after all.
     FilterRejected {

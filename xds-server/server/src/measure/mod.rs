@@ -89,9 +89,8 @@ impl Meter {
                     break;
                 }
                 let measured = self.round(&mut known, &names).await;
-                if !measured.is_empty() {
-                    writer.happened(Event::Measured(measured));
-                }
+                // Nothing counted is told as well: a step counts from the first reading after it began.
+                writer.happened(Event::Measured(measured));
                 tokio::time::sleep(EVERY).await;
             }
         }
