@@ -210,6 +210,13 @@ impl Headers for HostHeaders {
             .ok()
             .flatten()
     }
+
+    /// The host reads one value by name, so all headers are taken. Their names are text: Envoy refuses others.
+    fn all(&self, name: &str) -> Vec<u8> {
+        let headers = hostcalls::get_map_bytes(MapType::HttpRequestHeaders).unwrap_or_default();
+        let own = headers.into_iter().filter(|(found, _)| found == name);
+        own.flat_map(|(_, value)| value).collect()
+    }
 }
 
 /// Whether the answer, now that it is over, tells of a fault of whoever gave it.

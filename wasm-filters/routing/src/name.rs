@@ -38,10 +38,12 @@ pub(crate) fn is_name(name: &str) -> bool {
 
 /// Whether Envoy takes this as a header's value and hands it on unchanged.
 pub(crate) fn is_header_value(value: &str) -> bool {
-    !value.is_empty()
-        && value.len() <= MAX_NAME
-        && value.trim() == value
-        && !value.chars().any(char::is_control)
+    if value.is_empty() || value.len() > MAX_NAME {
+        return false;
+    }
+    // Nearly all: no need to decode characters.
+    value.bytes().all(|b| b.is_ascii_graphic())
+        || (value.trim() == value && !value.chars().any(char::is_control))
 }
 
 fn percent_decoded(segment: &[u8]) -> Option<String> {

@@ -17,8 +17,13 @@ const GRPC_METHODS: &[u8] = b"/inference.GRPCInferenceService/Model";
 
 /// The headers of a request, read when they are needed: each read leaves the VM.
 pub trait Headers {
-    /// A header's value; several of one name are joined by commas.
+    /// A header's value; where several have this name, a host may know the first only.
     fn get(&self, name: &str) -> Option<Vec<u8>>;
+
+    /// Every value of a header, one after the other; dearer than [`Headers::get`].
+    fn all(&self, name: &str) -> Vec<u8> {
+        self.get(name).unwrap_or_default()
+    }
 }
 
 /// What to do with a request.
@@ -229,8 +234,13 @@ impl Experiment {
         name: &str,
         headers: &impl Headers,
     ) -> Option<(Rule, &Candidate, &Version)> {
-        let route = headers.get(header::ROUTE).unwrap_or_default();
-        if let Some((candidate, version)) = self.named_in(&route) {
+        let route = headers.get(header::ROUTE);
+        let mut named = route.as_deref().and_then(|route| self.named_in(route));
+        if named.is_none() && route.is_some() {
+            // A client may send each saved route in a header of its own.
+            named = self.named_in(&headers.all(header::ROUTE));
+        }
+        if let Some((candidate, version)) = named {
             return Some((Rule::Sticky, candidate, version));
         }
         let value = headers.get(self.cohort.as_deref()?)?;
