@@ -32,7 +32,9 @@ pub(crate) fn findings(manifest: &Manifest) -> Vec<Finding> {
         );
         found.push((&["apiVersion"][..], reason));
     }
-    name(manifest.metadata(), &mut found);
+    // Others become parts of topics and headers, where a dot separates; an experiment's name has an end of its own.
+    let dots = matches!(manifest, Manifest::Experiment(_));
+    name(manifest.metadata(), dots, &mut found);
     match manifest {
         Manifest::Model(model) => check_model(model, &mut found),
         Manifest::Server(server) => {
@@ -63,14 +65,15 @@ pub(crate) fn findings(manifest: &Manifest) -> Vec<Finding> {
     found
 }
 
-fn name(metadata: &ObjectMeta, found: &mut Vec<Finding>) {
+fn name(metadata: &ObjectMeta, dots: bool, found: &mut Vec<Finding>) {
     let length = metadata.name.len();
     if length > LONGEST_NAME {
         let reason = format!("a name of {length} bytes is too long, use {LONGEST_NAME} at most");
         found.push((&["metadata", "name"], reason));
         return;
     }
-    if !is_valid_name(&metadata.name) {
+    let mut parts = metadata.name.split('.');
+    if !is_valid_name(&metadata.name) && !(dots && parts.all(is_valid_name)) {
         found.push((
             &["metadata", "name"],
             format!(

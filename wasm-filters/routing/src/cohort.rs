@@ -40,7 +40,7 @@ impl Cohort {
         self.best(all, |v| &v.route).or(all.first())
     }
 
-    fn best<'a, T: Weighted>(self, all: &'a [T], name: impl Fn(&T) -> &str) -> Option<&'a T> {
+    fn best<T: Weighted>(self, all: &[T], name: impl Fn(&T) -> &str) -> Option<&T> {
         all.iter()
             .filter(|one| one.weight() > 0)
             .map(|one| (self.and(name(one).as_bytes()).score(one.weight()), one))
