@@ -1,5 +1,5 @@
-//! Just enough of JSON for the configuration: a third of the time and half of the module's size that a derived reader
-//! takes, and every worker reads each configuration anew. A test holds it against one.
+//! Just enough of JSON for the configuration. Every worker reads each configuration anew, within its event loop, and a
+//! derived reader took longer and 37 KB more of the module. A test and a fuzz target hold it against that one.
 
 use std::borrow::Cow;
 
