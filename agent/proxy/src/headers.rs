@@ -11,6 +11,11 @@ pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-messag
 pub(crate) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub(crate) const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
+/// Where a client saw its former answers come from. The choice is made before it comes here.
+const ROUTE: HeaderName = HeaderName::from_static("x-seldon-route");
+/// A longer one goes no further: inference servers refuse requests by gRPC with more than 8 KiB of headers.
+const LONGEST_ROUTE: usize = 4 << 10;
+
 /// Headers for one connection only, and those that parts of the system leave for each other.
 const REMOVED: [HeaderName; 11] = [
     HeaderName::from_static("keep-alive"),
@@ -44,6 +49,10 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     }
     for name in &REMOVED {
         headers.remove(name);
+    }
+    let routes = headers.get_all(ROUTE).iter();
+    if routes.map(HeaderValue::len).sum::<usize>() > LONGEST_ROUTE {
+        headers.remove(ROUTE);
     }
 }
 
@@ -118,6 +127,20 @@ mod tests {
         strip(&mut headers);
         let left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["seldon-internal-model", "traceparent"]);
+    }
+
+    #[test]
+    fn a_long_route_goes_no_further() {
+        let route = |count: usize| {
+            let mut headers = HeaderMap::new();
+            for _ in 0..2 {
+                let value = ":iris_1:".repeat(count);
+                headers.append(ROUTE, HeaderValue::from_str(&value).unwrap());
+            }
+            strip(&mut headers);
+            headers.get_all(ROUTE).iter().count()
+        };
+        assert_eq!((route(1), route(256), route(257)), (2, 2, 0));
     }
 
     #[test]
