@@ -150,6 +150,7 @@ impl Test {
         // Programs and tests in one go: apart, they would have other features of shared dependencies.
         workspace::run(&mut cargo(&["build", "--workspace", "--bins", "--tests"])?)?;
         wasm::build(&workspace::root()?)?;
+        wasm::build_panicking(&workspace::root()?)?;
         let cache = fetching.join().ok().context("fetching panicked")??;
         if self.long {
             cache.envoy(EnvoyVersion::V1_36_4)?;

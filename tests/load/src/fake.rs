@@ -27,6 +27,8 @@ use crate::ledger::{Inference, Ledger};
 pub struct Behaviour {
     /// How long a load takes.
     pub load: Duration,
+    /// If set, only of models whose name starts so.
+    pub load_prefix: Option<String>,
     /// How long an inference takes.
     pub infer: Duration,
     /// Loads of models whose name starts so are refused.
@@ -156,7 +158,10 @@ impl Server {
                 if begins(&name, behaviour.refuse_prefix.as_deref()) {
                     return status("3", "this model cannot be loaded");
                 }
-                tokio::time::sleep(behaviour.load).await;
+                let all = behaviour.load_prefix.is_none();
+                if all || begins(&name, behaviour.load_prefix.as_deref()) {
+                    tokio::time::sleep(behaviour.load).await;
+                }
                 reply(&pb::RepositoryModelLoadResponse {})
             }
             "ModelInfer" => {

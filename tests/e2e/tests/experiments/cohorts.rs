@@ -8,14 +8,17 @@ use seldon_e2e::{framed, message_frame};
 use seldon_load::driver::Report;
 use seldon_proto::inference::ModelInferRequest;
 use seldon_proto::scheduler as pb;
+use tokio::task::JoinSet;
 
-use crate::scene::{Case, ask, grpc, models, rest, send, shares, with};
+use crate::scene::{Case, grpc, models, rest, route_of, send, shares, with};
 
 pub(crate) const CASES: &[Case] = &[("cohorts::a_value_stays_and_few_move", |stages| {
     stages.fleet(cohorts)
 })];
 
 const VALUES: usize = 300;
+/// Asked side by side.
+const LANES: usize = 12;
 const HEADER: &str = "x-user";
 
 fn cohort(split: &[(&str, u32)]) -> pb::Experiment {
@@ -25,12 +28,6 @@ fn cohort(split: &[(&str, u32)]) -> pb::Experiment {
         }),
         ..experiment("c", Some("ca"), split)
     }
-}
-
-fn by_rest(port: u16, name: &str, value: &str) -> Result<String> {
-    let answer = ask(name).header(HEADER, value).send(port)?;
-    ensure!(answer.status == 200, "{answer:?}");
-    Ok(answer.field("x-seldon-route").to_owned())
 }
 
 async fn by_grpc(port: u16, name: &str, value: &str) -> Result<String> {
@@ -57,17 +54,29 @@ async fn assignment(fleet: &Fleet) -> Result<BTreeMap<String, String>> {
     let [first, second] = fleet.system.ports().envoys.as_slice() else {
         bail!("two Envoys")
     };
+    let (first, second) = (first.data, second.data);
+    let mut asking = JoinSet::new();
+    for lane in 0..LANES {
+        asking.spawn(async move {
+            let mut own = Vec::new();
+            for number in (lane..VALUES).step_by(LANES) {
+                let value = format!("user-{number}");
+                let header = [(HEADER, value.as_str())];
+                let ways = [
+                    route_of(first, "ca", &header).await?,
+                    route_of(second, "c.experiment", &header).await?,
+                    by_grpc(first, "c.experiment", &value).await?,
+                    by_grpc(second, "ca", &value).await?,
+                ];
+                ensure!(ways.iter().all(|way| *way == ways[0]), "{value}: {ways:?}");
+                own.push((value, ways[0].clone()));
+            }
+            Ok(own)
+        });
+    }
     let mut all = BTreeMap::new();
-    for number in 0..VALUES {
-        let value = format!("user-{number}");
-        let ways = [
-            by_rest(first.data, "ca", &value)?,
-            by_rest(second.data, "c.experiment", &value)?,
-            by_grpc(first.data, "c.experiment", &value).await?,
-            by_grpc(second.data, "ca", &value).await?,
-        ];
-        ensure!(ways.iter().all(|way| *way == ways[0]), "{value}: {ways:?}");
-        all.insert(value, ways[0].clone());
+    while let Some(own) = asking.join_next().await {
+        all.extend(own??);
     }
     Ok(all)
 }

@@ -3,7 +3,8 @@ use anyhow::{Result, ensure};
 use bytes::Bytes;
 use prost::Message;
 use seldon_e2e::faults::{Fleet, experiment, long};
-use seldon_e2e::{Ask, framed, message_frame};
+use seldon_e2e::{Answer, Ask, framed, message_frame};
+use seldon_local::Component;
 use seldon_proto::inference::ModelInferRequest;
 use seldon_proto::scheduler as pb;
 
@@ -60,8 +61,6 @@ const NAMES: &[&str] = &[
     "g.experiment.experiment",
     ".experiment",
     "g",
-    "gb/1",
-    "gb/versions/1",
     "gb:1",
     ":gb_1:",
     "gb%5F1",
@@ -148,10 +147,19 @@ struct Attempt {
     fields: Vec<(&'static str, String)>,
 }
 
+/// Half of them honest, so that it is the other headers that have to be refused.
+fn name(dice: &mut Dice) -> &'static str {
+    match dice.below(2) {
+        0 => dice.one(&["ga", "g.experiment"]),
+        _ => dice.one(NAMES),
+    }
+}
+
 impl Attempt {
     fn roll(dice: &mut Dice, clusters: &[String]) -> Self {
-        let header = (dice.below(3) > 0).then(|| dice.one(NAMES));
-        let fields = (0..dice.below(5)).map(|_| {
+        let header = (dice.below(3) > 0).then(|| name(dice));
+        let count = dice.below(5);
+        let fields = (0..count).map(|_| {
             let field = dice.one(FIELDS);
             let value = match dice.below(6) {
                 0 => clusters[dice.below(clusters.len())].clone(),
@@ -160,10 +168,11 @@ impl Attempt {
             };
             (field, value)
         });
+        let fields = fields.collect();
         Self {
-            name: dice.one(NAMES),
+            name: name(dice),
             header,
-            fields: fields.collect(),
+            fields,
         }
     }
 }
@@ -232,7 +241,22 @@ async fn forged(fleet: &Fleet) -> Result<()> {
             "SELDON_SEED={seed}: {model} was asked {grown} times"
         );
     }
+    unreadable(fleet)?;
     fleet.stop_experiment("g").await
+}
+
+/// A header whose name is no text, in a request for which the filter reads all of them.
+fn unreadable(fleet: &Fleet) -> Result<()> {
+    let head = b"POST /v2/models/ga/infer HTTP/1.1\r\nhost: x\r\nseldon-model: ga\r\nx-seldon-route: :other_1:\r\n\
+        \xff\x80name: \xff\x80\r\ncontent-length: 2\r\nconnection: close\r\n\r\n";
+    let port = fleet.system.ports().envoys[0].data;
+    let answer = Answer::to(port, head, b"{}")?;
+    ensure!([200, 400].contains(&answer.status), "{answer:?}");
+    let log = std::fs::read(fleet.system.log(Component::Envoy(0)))?;
+    let log = String::from_utf8_lossy(&log);
+    let panicked = log.lines().find(|line| line.contains("panicked"));
+    ensure!(panicked.is_none(), "{panicked:?}");
+    Ok(())
 }
 
 /// Who answered, or nobody.
@@ -251,7 +275,10 @@ fn by_rest(port: u16, attempt: &Attempt) -> Result<Option<String>> {
     if answer.status == 200 {
         return Ok(Some(answer.field("x-seldon-route").to_owned()));
     }
-    ensure!((400..500).contains(&answer.status), "{answer:?}");
+    // A host that is none is refused behind Envoy.
+    let host = attempt.fields.iter().any(|(name, _)| *name == "host");
+    let refused = (400..500).contains(&answer.status) || host && answer.status == 502;
+    ensure!(refused, "{answer:?}");
     Ok(None)
 }
 

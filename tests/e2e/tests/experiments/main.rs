@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     let trials = cases.into_iter().map(|(name, case)| {
         Trial::test(name, move || {
             let begin = Instant::now();
-            let result = case(stages).map_err(|error| Failed::from(format!("{error:?}")));
+            let result = case(stages).map_err(|error| Failed::from(chain(&error)));
             eprintln!("{name}: {:.1} s", begin.elapsed().as_secs_f32());
             result
         })
@@ -53,4 +53,10 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     stages.stop(conclusion.has_failed());
     conclusion.exit_code()
+}
+
+/// The error and its causes, without the backtrace that `{:?}` would print.
+fn chain(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    causes.join("\n  because: ")
 }

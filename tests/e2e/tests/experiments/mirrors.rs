@@ -2,13 +2,14 @@
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use prost::Message;
-use seldon_e2e::faults::{Fleet, experiment};
+use seldon_e2e::faults::{Fleet, experiment, model};
 use seldon_e2e::{Ask, eventually, eventually_async, framed, message_frame};
 use seldon_load::driver::Report;
 use seldon_load::ledger::{Inference, digest};
 use seldon_local::{Component, Signal};
 use seldon_proto::inference::ModelInferRequest;
 use seldon_proto::scheduler as pb;
+use seldon_proto::scheduler::model_status::ModelState::ModelAvailable;
 
 use crate::scene::{Case, ask, grpc, lossless, models, rest, send, steady};
 
@@ -143,7 +144,11 @@ async fn by_grpc(fleet: &Fleet, port: u16, name: &str, body: &[u8]) -> Result<()
         ..Default::default()
     }
     .encode_to_vec();
-    let headers = [("seldon-model", name), ("x-of-a-client", "kept")];
+    let headers = [
+        ("seldon-model", name),
+        ("x-of-a-client", "kept"),
+        ("x-request-id", "of-a-client"),
+    ];
     let path = "/inference.GRPCInferenceService/ModelInfer";
     let answer = framed(port, path, &headers, message_frame(&message)).await?;
     ensure!(answer.code() == Some(0), "{answer:?}");
@@ -171,12 +176,13 @@ fn values<'a>(inference: &'a Inference, name: &str) -> Vec<&'a str> {
 
 /// A copy has the main request's headers, but for who is meant and the host; none is the system's own.
 fn same_headers(main: &Inference, copy: &Inference) -> Result<()> {
+    // The last two are Envoy's, which treats a copy as a request of its own.
     const OWN: [&str; 5] = [
         "host",
         ":authority",
         "seldon-internal-model",
-        "traceparent",
         "x-envoy-internal",
+        "x-forwarded-for",
     ];
     let clear = |inference: &Inference| {
         let mut kept: Vec<_> = inference.headers.clone();
@@ -348,7 +354,9 @@ pub(crate) async fn apart(
     let home = replica(fleet, first).await?;
     for number in 0..4 {
         let name = format!("{second}{number}");
-        models(fleet, &[&name], 1).await?;
+        // So much that the next one goes to the other replica.
+        fleet.load(model(&name, 20_000_000, 1)).await?;
+        fleet.reaches(&name, ModelAvailable, 1, 20).await?;
         let there = replica(fleet, &name).await?;
         if there != home {
             return Ok((home, (name, there)));

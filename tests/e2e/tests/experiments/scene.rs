@@ -24,6 +24,14 @@ const MANNERS: &[(&str, &str)] = &[
     ("FAKE_RECORD_PREFIX", "rec"),
 ];
 
+/// Models whose names start with `late` take their time to load, on the second replica only.
+fn late(config: &mut seldon_local::Config) {
+    let variables = config.env.entry("mlserver-1".to_owned()).or_default();
+    for (name, value) in [("FAKE_LOAD_PREFIX", "late"), ("FAKE_LOAD_MS", "2000")] {
+        variables.insert(name.to_owned(), value.to_owned());
+    }
+}
+
 /// Both systems; each starts when it is first needed.
 #[derive(Default)]
 pub(crate) struct Stages {
@@ -50,7 +58,7 @@ impl Stages {
         let mut slot = self.fleet.lock().unwrap_or_else(PoisonError::into_inner);
         self.runtime()?.block_on(async {
             if slot.is_none() {
-                *slot = Some(Fleet::start(MANNERS).await?);
+                *slot = Some(Fleet::start_with(MANNERS, late).await?);
             }
             act(slot.as_ref().context("it was started")?).await
         })
@@ -95,10 +103,11 @@ impl Stages {
     }
 }
 
-/// Loads models, each on so many replicas, and waits until Envoys have them.
+/// Loads models, each on so many replicas, and waits until Envoys have them. One that is still being unloaded is waited
+/// for.
 pub(crate) async fn models(fleet: &Fleet, names: &[&str], replicas: u32) -> Result<()> {
     for name in names {
-        fleet.load(model(name, 1000, replicas)).await?;
+        eventually_async(20, async || fleet.load(model(name, 1000, replicas)).await).await?;
     }
     for name in names {
         fleet.reaches(name, ModelAvailable, replicas, 20).await?;
@@ -194,6 +203,27 @@ pub(crate) fn shares(report: &Report, weights: &[(&str, u32)]) -> Result<()> {
 /// Asks once by REST, through an Envoy.
 pub(crate) fn ask(name: &str) -> Ask {
     Ask::post(&format!("/v2/models/{name}/infer"), r#"{"inputs":[]}"#).header("seldon-model", name)
+}
+
+/// Asks once by REST with further headers, and returns who answered.
+pub(crate) async fn route_of(port: u16, name: &str, headers: &[(&str, &str)]) -> Result<String> {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let mut request = http::Request::post(format!("/v2/models/{name}/infer"))
+        .header("host", "seldon.test")
+        .header("content-type", "application/json")
+        .header("seldon-model", name);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let body = http_body_util::Full::new(bytes::Bytes::from_static(br#"{"inputs":[]}"#));
+    let answer = sender.send_request(request.body(body)?).await?;
+    ensure!(answer.status() == 200, "{name}: {answer:?}");
+    let route = answer.headers().get("x-seldon-route");
+    Ok(route.context("no route")?.to_str()?.to_owned())
 }
 
 /// A load that goes on until it is stopped, and must lose nothing.

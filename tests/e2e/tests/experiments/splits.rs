@@ -1,5 +1,6 @@
 //! Shares by weight, and requests that stay with a candidate.
 use anyhow::{Result, ensure};
+use seldon_e2e::eventually_async;
 use seldon_e2e::faults::{Fleet, experiment, model};
 use seldon_proto::scheduler::model_status::ModelState::ModelAvailable;
 
@@ -28,13 +29,13 @@ async fn weights(fleet: &Fleet) -> Result<()> {
     fleet
         .run_experiment(experiment("w", Some("wa"), &split))
         .await?;
-    for (what, shot) in [
-        ("the default by REST", rest("wa")),
-        ("the default by gRPC", grpc("wa")),
-        ("the experiment by REST", rest("w.experiment")),
-        ("the experiment by gRPC", grpc("w.experiment")),
+    for (what, shot, count) in [
+        ("the default by REST", rest("wa"), 10_000),
+        ("the default by gRPC", grpc("wa"), 3_000),
+        ("the experiment by REST", rest("w.experiment"), 3_000),
+        ("the experiment by gRPC", grpc("w.experiment"), 10_000),
     ] {
-        let report = send(fleet, vec![shot], 10_000).await?;
+        let report = send(fleet, vec![shot], count).await?;
         println!(
             "{what}: {:?}, {:.0} a second",
             report.routes,
@@ -89,7 +90,7 @@ async fn sticky(fleet: &Fleet) -> Result<()> {
                 with(rest(name), "x-seldon-route", header)?,
                 with(grpc(name), "x-seldon-route", header)?,
             ];
-            let count = if header == route { 500 } else { 100 };
+            let count = if header == route { 1_000 } else { 100 };
             let report = send(fleet, shots, count).await?;
             ensure!(
                 report.routes.len() == 1 && report.routes.contains_key(route),
@@ -103,7 +104,7 @@ async fn sticky(fleet: &Fleet) -> Result<()> {
     let report = send(fleet, vec![with(twice, "x-seldon-route", ":sc_1:")?], 100).await?;
     ensure!(
         report.routes.len() == 1 && report.routes.contains_key(":sc_1:"),
-        "{:?}",
+        "several headers: {:?}",
         report.routes
     );
     fleet.stop_experiment("s").await
@@ -150,7 +151,10 @@ async fn foreign(fleet: &Fleet) -> Result<()> {
         println!("x-seldon-route {shown:?}: {:?}", report.routes);
         shares(&report, &[(":fa_1:", 1), (":fb_1:", 1)])?;
     }
-    // Bytes that are no text, and the header without a name.
+    // Nor does it harm where no experiment is.
+    let plain = [rest("fb"), grpc("fb")].map(|shot| with(shot, "x-seldon-route", &long));
+    send(fleet, plain.into_iter().collect::<Result<_>>()?, 100).await?;
+    // Bytes that are no text.
     let mut raw = rest("fa");
     raw.headers.append(
         "x-seldon-route",
@@ -162,7 +166,7 @@ async fn foreign(fleet: &Fleet) -> Result<()> {
     )?;
     // After the end nobody is held to it.
     fleet.stop_experiment("f").await?;
-    seldon_e2e::eventually_async(10, async || {
+    eventually_async(10, async || {
         let answer = ask("fa")
             .header("x-seldon-route", ":fb_1:")
             .send(fleet.system.ports().envoys[0].data)?;
@@ -175,30 +179,47 @@ async fn foreign(fleet: &Fleet) -> Result<()> {
     .await
 }
 
-/// Two replicas with the old version, and a new one that cannot be loaded on both: while a roll-out is under way both
-/// versions answer for the candidate.
+/// A new version that comes to the second replica much later than to the first: until then both versions answer for the
+/// candidate, each by its replicas.
 async fn versions(fleet: &Fleet) -> Result<()> {
-    models(fleet, &["va", "vb"], 2).await?;
+    models(fleet, &["va", "late-vb"], 2).await?;
     fleet
-        .run_experiment(experiment("v", Some("va"), &[("va", 50), ("vb", 50)]))
+        .run_experiment(experiment("v", Some("va"), &[("va", 50), ("late-vb", 50)]))
         .await?;
     let before = send(fleet, vec![rest("va")], 200).await?;
-    shares(&before, &[(":va_1:", 1), (":vb_1:", 1)])?;
+    shares(&before, &[(":va_1:", 1), (":late-vb_1:", 1)])?;
     let load = scene::steady(fleet, vec![rest("va"), grpc("v.experiment")], 200.0)?;
-    fleet.load(model("vb", 2000, 2)).await?;
-    fleet.reaches("vb", ModelAvailable, 2, 20).await?;
-    // From the first answer of the new version on nobody is lost, and at the end only the new one answers.
-    let after = seldon_e2e::eventually_async(15, async || {
-        let report = send(fleet, vec![rest("va"), grpc("va")], 200).await?;
-        ensure!(!report.routes.contains_key(":vb_1:"), "{:?}", report.routes);
-        Ok(report)
+    fleet.load(model("late-vb", 2000, 2)).await?;
+    // Who names a version gets that one, as long as it answers.
+    let mut both = 0;
+    let after = eventually_async(15, async || {
+        let all = send(fleet, vec![rest("va"), grpc("va")], 60).await?;
+        if all.routes.len() == 3 {
+            for version in [":late-vb_1:", ":late-vb_2:"] {
+                let named = with(rest("va"), "x-seldon-route", version)?;
+                let report = send(fleet, vec![named], 40).await?;
+                let kept = report.routes.len() == 1 && report.routes.contains_key(version);
+                both += usize::from(kept);
+            }
+        }
+        ensure!(!all.routes.contains_key(":late-vb_1:"), "{:?}", all.routes);
+        Ok(all)
     })
     .await?;
-    shares(&after, &[(":va_1:", 1), (":vb_2:", 1)])?;
+    ensure!(
+        both >= 2,
+        "both versions were seen to answer only {both} times"
+    );
+    fleet.reaches("late-vb", ModelAvailable, 2, 20).await?;
+    shares(&after, &[(":va_1:", 1), (":late-vb_2:", 1)])?;
     let report = scene::lossless(load, "a new version of a candidate").await?;
     let of = |route: &str| report.routes.get(route).copied().unwrap_or(0);
-    let (va, vb) = (of(":va_1:"), of(":vb_1:") + of(":vb_2:"));
-    ensure!(of(":vb_1:") > 0 && of(":vb_2:") > 0, "{:?}", report.routes);
+    let (va, vb) = (of(":va_1:"), of(":late-vb_1:") + of(":late-vb_2:"));
+    ensure!(
+        of(":late-vb_1:") > 0 && of(":late-vb_2:") > 0,
+        "{:?}",
+        report.routes
+    );
     let expected = (va + vb) as f64 / 2.0;
     ensure!(
         (va as f64 - expected).abs() < 5.0 * expected.sqrt(),
@@ -206,15 +227,15 @@ async fn versions(fleet: &Fleet) -> Result<()> {
         report.routes
     );
     // The version of before is no one to stay with.
-    let stale = with(rest("va"), "x-seldon-route", ":vb_1:")?;
+    let stale = with(rest("va"), "x-seldon-route", ":late-vb_1:")?;
     shares(
         &send(fleet, vec![stale], 200).await?,
-        &[(":va_1:", 1), (":vb_2:", 1)],
+        &[(":va_1:", 1), (":late-vb_2:", 1)],
     )?;
-    let named = with(rest("va"), "x-seldon-route", ":vb_2:")?;
+    let named = with(rest("va"), "x-seldon-route", ":late-vb_2:")?;
     let report = send(fleet, vec![named], 100).await?;
     ensure!(
-        report.routes.len() == 1 && report.routes.contains_key(":vb_2:"),
+        report.routes.len() == 1 && report.routes.contains_key(":late-vb_2:"),
         "{:?}",
         report.routes
     );

@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use seldon_e2e::eventually_async;
-use seldon_e2e::faults::{Fleet, ask_once, experiment, long, model, percent_of};
+use seldon_e2e::faults::{Fleet, ask_once, experiment, long, percent_of};
 use seldon_load::driver::{Load, Report};
 use seldon_proto::scheduler as pb;
-use seldon_proto::scheduler::model_status::ModelState::ModelAvailable;
 
 use crate::mirrors::mirrored;
 use crate::scene::{Case, grpc, models, rest, send, steady, with};
@@ -121,7 +120,7 @@ impl Life<'_> {
 
     async fn live(&self, done: &AtomicUsize) -> Result<Vec<Report>> {
         let (fleet, Names { a, b, m }) = (self.fleet, self.names);
-        let did = || drop(done.fetch_add(1, Ordering::Relaxed));
+        let did = || done.fetch_add(1, Ordering::Relaxed);
         let whole = self.load(vec![rest(a), grpc(a)])?;
         fleet.run_experiment(self.split(a, 50, 50)).await?;
         did();
@@ -140,7 +139,7 @@ impl Life<'_> {
             .in_force(&self.experiment, 15, |told| percent_of(told, b) == 0.0)
             .await?;
         did();
-        self.load_again(b).await?;
+        models(fleet, &[b], 2).await?;
         fleet.active(&self.experiment, 15).await?;
         did();
         fleet.run_experiment(self.split(a, 0, 100)).await?;
@@ -166,12 +165,6 @@ impl Life<'_> {
             deadline: Duration::from_secs(10),
         }
         .start()
-    }
-
-    async fn load_again(&self, name: &str) -> Result<()> {
-        self.fleet.load(model(name, 1000, 2)).await?;
-        self.fleet.reaches(name, ModelAvailable, 2, 15).await?;
-        Ok(())
     }
 
     /// Once no Envoy knows the experiment, nobody gets to its other candidate or its mirror any more.

@@ -20,6 +20,9 @@ struct Args {
     /// Milliseconds that a load takes.
     #[arg(long, env = "FAKE_LOAD_MS", default_value_t = 0)]
     load_ms: u64,
+    /// Only loads of models whose name starts so take them.
+    #[arg(long, env = "FAKE_LOAD_PREFIX")]
+    load_prefix: Option<String>,
     /// Milliseconds that an inference takes.
     #[arg(long, env = "FAKE_INFER_MS", default_value_t = 0)]
     infer_ms: u64,
@@ -50,6 +53,7 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let behaviour = Behaviour {
         load: Duration::from_millis(args.load_ms),
+        load_prefix: args.load_prefix,
         infer: Duration::from_millis(args.infer_ms),
         refuse_prefix: args.refuse_prefix,
         hang_prefix: args.hang_prefix,
