@@ -72,8 +72,11 @@ fn name(metadata: &ObjectMeta, dots: bool, found: &mut Vec<Finding>) {
         found.push((&["metadata", "name"], reason));
         return;
     }
-    let mut parts = metadata.name.split('.');
-    if !is_valid_name(&metadata.name) && !(dots && parts.all(is_valid_name)) {
+    let valid = match dots {
+        true => metadata.name.split('.').all(is_valid_name),
+        false => is_valid_name(&metadata.name),
+    };
+    if !valid {
         found.push((
             &["metadata", "name"],
             format!(

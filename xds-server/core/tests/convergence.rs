@@ -47,7 +47,7 @@ enum Op {
         name: usize,
         reject: bool,
     },
-    Start(usize, Experiment),
+    Start(usize, Box<Experiment>),
     Stop(usize),
     Measured {
         requests: u64,
@@ -113,7 +113,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..2usize, 0..4u32).prop_map(|(server, replicas)| Op::Scale { server, replicas }),
         3 => prop_oneof![Just(1u64), Just(7), Just(70), Just(4000)].prop_map(Op::Advance),
         1 => (0..5usize, any::<bool>()).prop_map(|(name, reject)| Op::Reject { name, reject }),
-        4 => (0..3usize, start()).prop_map(|(name, spec)| Op::Start(name, spec)),
+        4 => (0..3usize, start()).prop_map(|(name, spec)| Op::Start(name, Box::new(spec))),
         2 => (0..3usize).prop_map(Op::Stop),
         3 => (0..40u64, 0..5u64).prop_map(|(requests, errors)| Op::Measured { requests, errors }),
         1 => any::<bool>().prop_map(Op::RejectFilter),
@@ -277,8 +277,8 @@ impl History {
             }
             Op::Start(number, mut spec) => {
                 spec.name = format!("experiment-{number}");
-                if self.sim.start(spec.clone()).is_ok() {
-                    self.experiments.insert(spec.name.clone(), spec);
+                if self.sim.start((*spec).clone()).is_ok() {
+                    self.experiments.insert(spec.name.clone(), *spec);
                 }
             }
             Op::Stop(number) => {

@@ -140,7 +140,7 @@ async fn by_grpc(fleet: &Fleet, port: u16, name: &str, body: &[u8]) -> Result<()
     );
     let message = ModelInferRequest {
         model_name: name.to_owned(),
-        raw_input_contents: vec![Bytes::copy_from_slice(body).into()],
+        raw_input_contents: vec![Bytes::copy_from_slice(body)],
         ..Default::default()
     }
     .encode_to_vec();
