@@ -186,7 +186,7 @@ fn end_to_end(block: Block) -> Result<Vec<String>> {
 
 fn block_of(program: &str) -> Block {
     match program {
-        "experiments" => Block::Experiments,
+        "experiments" | "plain_envoy" => Block::Experiments,
         _ => Block::System,
     }
 }

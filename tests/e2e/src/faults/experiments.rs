@@ -1,11 +1,13 @@
 //! Experiments on the fleet: start, stop, and what the scheduler and the inference servers tell of them.
 use anyhow::{Context, Result, ensure};
+use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
 use seldon_load::ledger::{Asked, Inference};
 use seldon_proto::introspect as told;
 use seldon_proto::scheduler as pb;
 
 use crate::faults::fleet::Fleet;
 use crate::http::Ask;
+use crate::running::channel;
 use crate::wait::eventually_async;
 
 /// An experiment in few words.
@@ -88,6 +90,19 @@ impl Fleet {
             all.push(answer);
         }
         Ok(all)
+    }
+
+    /// Follows the status of every experiment.
+    pub async fn experiment_statuses(
+        &self,
+    ) -> Result<tonic::Streaming<pb::ExperimentStatusResponse>> {
+        let request = pb::ExperimentSubscriptionRequest {
+            subscriber_name: "experiments".to_owned(),
+        };
+        // The time limit of the other calls would end the subscription.
+        let mut client = SchedulerClient::new(channel(self.system.ports().scheduler.api));
+        let answers = client.subscribe_experiment_status(request).await?;
+        Ok(answers.into_inner())
     }
 
     pub async fn explain_experiment(&self, name: &str) -> Result<told::ExplainExperimentResponse> {

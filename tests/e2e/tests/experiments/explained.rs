@@ -1,11 +1,14 @@
 //! What a person is told: the status page, where a request goes, and the counters.
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use seldon_e2e::faults::{Fleet, experiment};
 use seldon_e2e::{Ask, eventually_async};
+use seldon_proto::scheduler as pb;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::mirrors::mirrored;
 use crate::scene::{Case, ask, grpc, models, rest, send};
@@ -13,6 +16,9 @@ use crate::scene::{Case, ask, grpc, models, rest, send};
 pub(crate) const CASES: &[Case] = &[
     ("explained::status_page_routes_and_counters", |stages| {
         stages.fleet(explained)
+    }),
+    ("explained::subscribers_hear_of_each_change", |stages| {
+        stages.fleet(subscribed)
     }),
     ("explained::a_manifest_is_refused_by_its_place", |stages| {
         stages.fleet(manifests)
@@ -272,6 +278,47 @@ async fn routes(fleet: &Fleet) -> Result<()> {
     let text = printed(fleet, &["explain", "route", "ea"])?;
     println!("{text}");
     line(&text, &["ea", "77.8"])?;
+    Ok(())
+}
+
+/// The stream of statuses: those that are there, then each change, and the end.
+async fn subscribed(fleet: &Fleet) -> Result<()> {
+    models(fleet, &["da", "db"], 2).await?;
+    let manifest = experiment("d", Some("da"), &[("da", 50), ("db", 50)]);
+    fleet.run_experiment(manifest).await?;
+    let mut statuses = fleet.experiment_statuses().await?;
+    let mut next = async |fits: fn(&pb::ExperimentStatusResponse) -> bool| loop {
+        let status = statuses.message().await?.context("the stream has ended")?;
+        if status.experiment_name == "d" && fits(&status) {
+            return anyhow::Ok(status);
+        }
+    };
+    let limit = Duration::from_secs(20);
+    let first = timeout(limit, next(|_| true))
+        .await
+        .context("the first")??;
+    ensure!(
+        first.active && first.candidates_ready && first.mirror_ready,
+        "{first:?}"
+    );
+    fleet.unload("db").await?;
+    let lost = timeout(limit, next(|status| !status.active)).await;
+    let lost = lost.context("a candidate was unloaded")??;
+    ensure!(
+        lost.status_description.contains("db") && !lost.candidates_ready,
+        "{lost:?}"
+    );
+    models(fleet, &["db"], 2).await?;
+    let back = timeout(limit, next(|status| status.active)).await;
+    let back = back.context("the candidate is back")??;
+    ensure!(back.status_description == "experiment active", "{back:?}");
+    fleet.stop_experiment("d").await?;
+    let stopped = timeout(limit, next(|status| !status.active)).await;
+    let stopped = stopped.context("it was stopped")??;
+    ensure!(
+        stopped.status_description == "experiment stopped",
+        "{stopped:?}"
+    );
     Ok(())
 }
 

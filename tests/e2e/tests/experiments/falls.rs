@@ -14,6 +14,9 @@ use crate::scene::{Case, Stages, ask, grpc, lossless, models, rest, send, shares
 
 pub(crate) const CASES: &[Case] = &[
     ("falls::the_filter_panics", |stages| panics(stages)),
+    ("falls::a_roll_out_goes_on_after_a_restart", |stages| {
+        stages.own_fleet(|_| (), goes_on)
+    }),
     ("falls::scheduler_and_envoys_restart", |stages| {
         stages.own_fleet(|_| (), restarts)
     }),
@@ -183,6 +186,49 @@ async fn restarts(fleet: &Fleet) -> Result<()> {
             "{names:?}"
         );
     }
+    Ok(())
+}
+
+/// A roll-out that has come to its second step is there still, and ends from there.
+async fn goes_on(fleet: &Fleet) -> Result<()> {
+    models(fleet, &["ha", "hb"], 2).await?;
+    let load = steady(fleet, vec![rest("ha")], 200.0)?;
+    fleet
+        .start_experiment(rollout("h", "ha", "hb", &[20, 60, 100]))
+        .await?;
+    let second = async || {
+        let told = fleet.explain_experiment("h").await?;
+        let rollout = told.rollout.clone().context("no roll-out")?;
+        ensure!(rollout.step >= 2, "{rollout:?}");
+        Ok(rollout)
+    };
+    let reached = eventually_async(20, second).await;
+    // Without requests no step ends.
+    lossless(load, "the first step").await?;
+    let reached = reached?;
+    ensure!(
+        reached.step == 2 && reached.state != "complete",
+        "{reached:?}"
+    );
+    fleet.system.kill(Component::Scheduler, Signal::SIGKILL)?;
+    fleet.system.restart(Component::Scheduler).await?;
+    fleet.active("h", 40).await?;
+    let told = fleet
+        .in_force("h", 20, |told| percent_of(told, "hb") == 60.0)
+        .await?;
+    let rollout = told.rollout.context("no roll-out")?;
+    ensure!(
+        (rollout.step, &rollout.history) == (2, &reached.history),
+        "{rollout:?}\nwas\n{reached:?}"
+    );
+    let load = steady(fleet, vec![rest("ha"), grpc("h.experiment")], 200.0)?;
+    let told = comes_to(fleet, "h", "complete", 30).await;
+    lossless(load, "the last steps").await?;
+    let history = told?.rollout.context("no roll-out")?.history;
+    ensure!(
+        history.starts_with(&reached.history) && history.len() > reached.history.len(),
+        "{history:?}"
+    );
     Ok(())
 }
 
