@@ -46,6 +46,19 @@ pub struct RolloutRecord {
     pub outcome: RolloutOutcome,
     /// Oldest first.
     pub history: Vec<RolloutEvent>,
+    /// What the default did in the last step in which it had requests.
+    pub usual: Option<Counts>,
+}
+
+/// What was counted of one side of a roll-out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests that it was chosen for.
+    pub begun: u64,
+    /// Those that have ended.
+    pub requests: u64,
+    pub errors: u64,
+    pub microseconds: u64,
 }
 
 /// Where a roll-out stands.

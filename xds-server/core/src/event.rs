@@ -35,6 +35,9 @@ pub struct AgentKey {
 pub struct Measurement {
     pub experiment: Arc<str>,
     pub candidate: Arc<str>,
+    /// Requests that it was chosen for.
+    pub begun: u64,
+    /// Those that ended.
     pub requests: u64,
     /// Those answered with a status of 500 or more, 429 or 408, with such a gRPC status, or not at all.
     pub errors: u64,
@@ -59,6 +62,8 @@ pub enum Event {
     /// What Envoys counted since they were last read, of experiments with a roll-out under way; also that they counted
     /// nothing. Of a step under way, what comes after the first reading counts.
     Measured(Vec<Measurement>),
+    /// No Envoy could be read.
+    Unmeasured,
     /// An Envoy refused the filter's configuration, or (`None`) all took it after all.
     FilterRejected {
         reason: Option<String>,

@@ -176,7 +176,9 @@ fn check_split(state: &State, entry: &Entry) -> Result<(), String> {
         };
         let back = rollout.record.outcome == RolloutOutcome::RolledBack;
         let wrong = back && candidate.name == rollout.candidate && candidate.weight != 0;
-        if wrong || candidate.weight != percent {
+        // The default stands in where it alone is left.
+        let alone = percent == 0 && candidate.weight == 1 && candidate.name == rollout.default;
+        if wrong || (candidate.weight != percent && !alone) {
             return Err(format!(
                 "the roll-out of {name} gives {} {} percent",
                 candidate.name, candidate.weight

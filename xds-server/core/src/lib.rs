@@ -23,7 +23,9 @@ mod view;
 mod world;
 
 pub use config::{Config, Synchronisation};
-pub use effect::{Effect, Record, Refusal, RolloutEvent, RolloutOutcome, RolloutRecord};
+pub use effect::{
+    Counts, Effect, Record, Refusal, RolloutEvent, RolloutOutcome, RolloutRecord,
+};
 pub use event::{AgentKey, Event, Generation, Measurement, Now, StreamId};
 pub use experiment::{CandidateVerdict, ExperimentExplanation, MirrorVerdict, RolloutVerdict};
 pub use explain::{Explanation, ReplicaVerdict, ServerVerdict};

@@ -311,6 +311,7 @@ impl History {
                 spec.candidates.iter().map(|one| Measurement {
                     experiment: name.clone(),
                     candidate: one.name.as_str().into(),
+                    begun: requests,
                     requests,
                     errors: match spec.default.as_ref() == Some(&one.name) {
                         true => 0,

@@ -421,18 +421,20 @@ fn rolling() -> Experiment {
     spec
 }
 
-/// Two readings, of which the first is of before; requests of each, errors of the candidate, and its mean latency.
+/// Three readings, of which two may reach back to before; requests of each, errors of the candidate, and its mean latency.
 fn measure(sim: &mut Sim, requests: u64, errors: u64, ms: u64) {
     let of = |candidate: &str, errors: u64, ms: u64| Measurement {
         experiment: "e".into(),
         candidate: candidate.into(),
+        begun: requests,
         requests,
         errors,
         microseconds: requests * ms * 1000,
     };
     let reading = vec![of("iris", 0, 10), of("iris2", errors, ms)];
-    sim.step(Event::Measured(Vec::new())).unwrap();
-    sim.step(Event::Measured(reading)).unwrap();
+    for readings in [Vec::new(), Vec::new(), reading] {
+        sim.step(Event::Measured(readings)).unwrap();
+    }
 }
 
 fn rollout_of(sim: &Sim) -> seldon_core::RolloutVerdict {
@@ -473,10 +475,16 @@ fn a_roll_out_goes_up_step_by_step() {
     };
     assert_eq!((stored.step, stored.history.len()), (1, 2));
     sim.settle();
-    // At 100 % the default's step before is compared with. The interval ends by itself.
+    // At 100 % the default's step before is compared with. 
     measure(&mut sim, 60, 0, 14);
     assert_eq!(rollout_of(&sim).waits_for, "the interval to end");
+    // Time alone decides nothing.
     sim.advance(Duration::from_secs(31));
+    assert_eq!(rollout_of(&sim).waits_for, "the next reading");
+    sim.step(Event::Unmeasured).unwrap();
+    let waits = "the counters of an Envoy to be readable";
+    assert_eq!(rollout_of(&sim).waits_for, waits);
+    sim.step(Event::Measured(Vec::new())).unwrap();
     check(
         &sim,
         (true, "experiment active; roll-out of iris2 complete"),
@@ -503,7 +511,7 @@ fn a_roll_out_goes_back_when_the_candidate_is_worse() {
     ] {
         let mut sim = started(rolling());
         measure(&mut sim, 60, errors, ms);
-        assert_eq!(sim.split("e"), ["iris*100", "iris2*0"]);
+        assert_eq!(sim.split("e"), ["iris*100"]);
         sim.settle();
         let text = format!("experiment active; roll-out of iris2 rolled back: {reason}");
         check(&sim, (true, &text));
@@ -532,7 +540,7 @@ fn a_step_waits_while_it_is_doubtful_or_the_candidate_is_away() {
     assert_eq!(sim.split("e"), ["iris*90", "iris2*10"]);
     assert_eq!(
         rollout_of(&sim).waits_for,
-        "fewer errors: 1.67 % errors of 60 requests against 0.00 % of the default's 60"
+        "better figures: 1.67 % errors of 60 requests against 0.00 % of the default's 60"
     );
     sim.disconnect(&agent("on-iris2", 0));
     assert_eq!(rollout_of(&sim).waits_for, "iris2 to be live");
@@ -549,6 +557,55 @@ fn a_step_waits_while_it_is_doubtful_or_the_candidate_is_away() {
     let kept = sim.experiments_stored.get("e").unwrap();
     let running = |record: &Record| matches!(record, Record::Experiment { rollout: Some(kept), .. } if kept.outcome == RolloutOutcome::Running);
     assert!(running(kept));
+}
+
+#[test]
+fn a_restart_in_the_last_step_remembers_what_the_default_did() {
+    let mut sim = started(rolling());
+    sim.advance(Duration::from_secs(31));
+    measure(&mut sim, 60, 0, 10);
+    sim.settle();
+    assert_eq!(sim.split("e"), ["iris*0", "iris2*100"]);
+    sim.restart();
+    let keys: Vec<_> = sim.agents.keys().cloned().collect();
+    keys.iter().for_each(|key| sim.connect(key));
+    sim.settle();
+    measure(&mut sim, 60, 0, 16);
+    assert_eq!(sim.split("e"), ["iris*100"], "too slow for the step before");
+}
+
+#[test]
+fn another_version_begins_the_step_again() {
+    let mut sim = started(rolling());
+    measure(&mut sim, 60, 0, 10);
+    let mut next = pinned("iris2");
+    spec(&mut next).uri = "gs://models/next".into();
+    sim.load(next);
+    sim.settle();
+    sim.advance(Duration::from_secs(31));
+    sim.step(Event::Measured(Vec::new())).unwrap();
+    sim.step(Event::Measured(Vec::new())).unwrap();
+    sim.step(Event::Measured(Vec::new())).unwrap();
+    assert_eq!(sim.split("e"), ["iris*90", "iris2*10"]);
+    assert_eq!(
+        rollout_of(&sim).waits_for,
+        "more requests: 0 of 50 requests of the candidate"
+    );
+}
+
+#[test]
+fn the_default_stands_in_where_it_alone_is_left() {
+    let mut sim = started(experiment("e", Some("iris"), &[("iris", 0), ("iris2", 100)]));
+    assert_eq!(sim.split("e"), ["iris*0", "iris2*100"]);
+    sim.disconnect(&agent("on-iris2", 0));
+    assert_eq!(sim.split("e"), ["iris*1"]);
+    let told = sim.state.explain_experiment("e").unwrap();
+    assert_eq!(
+        told.candidates[0].reason,
+        "no candidate with a weight can answer, so the default does"
+    );
+    sim.connect(&agent("on-iris2", 0));
+    assert_eq!(sim.split("e"), ["iris*0", "iris2*100"]);
 }
 
 /// 1,000 experiments over 2,000 models: what one change costs.

@@ -5,7 +5,7 @@ use seldon_proto::scheduler::{Experiment, model_status::ModelState};
 
 use super::{Entry, check::of_pipelines};
 use crate::{
-    ExperimentRoute, LiveCandidate, LiveMirror, Split, model, reconcile::standing,
+    ExperimentRoute, LiveCandidate, LiveMirror, RolloutOutcome, Split, model, reconcile::standing,
     server::Standing, world::World,
 };
 
@@ -30,6 +30,8 @@ impl<'a> Surroundings<'a> {
                 standing(&entry.versions[at], index, self.world) == Standing::Usable
             })
         });
+        // What one Envoy refuses is not to be chosen while there is another.
+        let usable = usable && entry.rejected.is_none();
         (!entry.splits.is_empty()).then_some((&entry.splits, usable))
     }
 
@@ -67,6 +69,13 @@ impl<'a> Surroundings<'a> {
 }
 
 impl Entry {
+    /// Whether this candidate was tried and went back: not even clients that name its route get it then.
+    pub(crate) fn rolled_back(&self, name: &str) -> bool {
+        self.rollout.as_ref().is_some_and(|rollout| {
+            rollout.record.outcome == RolloutOutcome::RolledBack && *rollout.candidate == *name
+        })
+    }
+
     /// What a candidate of the split should get, relative to the others.
     pub(crate) fn weight(&self, spec: &Experiment, name: &str) -> u32 {
         match self.rollout.as_ref().filter(|_| spec.rollout.is_some()) {
@@ -90,14 +99,22 @@ pub(crate) fn derive(entry: &Entry, around: Surroundings<'_>) -> Option<Experime
         .filter_map(|one| Some((one.name.as_str(), around.splits(spec, &one.name)?)))
         .collect();
     let any = routed.iter().any(|(_, (_, usable))| *usable);
-    let candidates = routed
+    let mut candidates: Vec<LiveCandidate> = routed
         .into_iter()
-        .filter(|(_, (_, usable))| *usable || !any)
+        .filter(|(name, (_, usable))| (*usable || !any) && !entry.rolled_back(name))
         .map(|(name, (splits, _))| LiveCandidate {
             name: name.into(),
             weight: entry.weight(spec, name),
             splits: splits.to_vec(),
-        });
+        })
+        .collect();
+    // Rather the default than nobody.
+    if candidates.iter().all(|one| one.weight == 0) {
+        let mut left = candidates.iter_mut();
+        if let Some(default) = left.find(|one| spec.default.as_deref() == Some(&*one.name)) {
+            default.weight = 1;
+        }
+    }
     let mirror = spec.mirror.as_ref().filter(|mirror| mirror.percent > 0);
     let mirror = mirror.and_then(|mirror| {
         let (splits, usable) = around.splits(spec, &mirror.name)?;
@@ -115,7 +132,7 @@ pub(crate) fn derive(entry: &Entry, around: Surroundings<'_>) -> Option<Experime
     Some(ExperimentRoute {
         name: entry.name.clone(),
         endpoint,
-        candidates: candidates.collect(),
+        candidates,
         mirror,
         cohort_header: cohort.map(|cohort| cohort.header.to_ascii_lowercase()),
     })

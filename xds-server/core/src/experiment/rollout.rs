@@ -5,12 +5,17 @@ use seldon_proto::scheduler::Experiment;
 
 use super::{
     check::steps,
-    judge::{Counts, Guard, Judgement, judge},
+    judge::{Guard, Judgement, judge},
 };
-use crate::{ExperimentRoute, Measurement, Now, RolloutEvent, RolloutOutcome, RolloutRecord};
+use crate::{
+    Counts, ExperimentRoute, Measurement, Now, RolloutEvent, RolloutOutcome, RolloutRecord,
+};
 
 pub(crate) const DEFAULT_STEPS: [u32; 4] = [10, 25, 50, 100];
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Readings of a window that may reach back to before it.
+const SKIPPED: u32 = 2;
 
 /// A guarded roll-out of one candidate, against the default.
 #[derive(Clone, Debug)]
@@ -24,16 +29,21 @@ pub(crate) struct Rollout {
     pub(crate) record: RolloutRecord,
     /// What is measured of the step; none while the step is not in force.
     window: Option<Window>,
-    /// What the default did in the last step in which it had requests.
-    usual: Option<Counts>,
+    /// No Envoy could be read lately.
+    unread: bool,
 }
 
 /// What was measured of a step since it began.
 #[derive(Clone, Debug)]
 struct Window {
     began: Duration,
-    /// A first reading reaches back to before the window.
-    read: bool,
+    /// How often counters were read since. The first reading may have been under way when the window began, and the
+    /// second reaches back to it: neither counts.
+    readings: u32,
+    /// Counters were read since the last decision was tried.
+    fresh: bool,
+    /// Versions of both sides: what another version did is no evidence.
+    versions: Vec<(Arc<str>, u32)>,
     default: Counts,
     candidate: Counts,
 }
@@ -64,7 +74,7 @@ impl Rollout {
             steps,
             record,
             window: None,
-            usual: None,
+            unread: false,
         })
     }
 
@@ -104,14 +114,26 @@ impl Rollout {
     }
 
     /// Begins to measure when both sides get their shares, and forgets what was measured when one does not any more.
-    /// `taken`: Envoys share out by the step's percent.
-    pub(crate) fn attend(&mut self, route: Option<&ExperimentRoute>, taken: bool, now: Now) {
-        if !self.running() || self.missing(route).is_some() {
+    /// `taken`: Envoys share out by the step's percent; `refused`: one does not.
+    pub(crate) fn attend(
+        &mut self,
+        route: Option<&ExperimentRoute>,
+        taken: bool,
+        refused: bool,
+        now: Now,
+    ) {
+        let versions = versions(route);
+        let window = self.window.as_ref();
+        let other = window.is_some_and(|window| window.versions != versions);
+        if !self.running() || refused || other || self.missing(route).is_some() {
             self.window = None;
-        } else if self.window.is_none() && taken {
+        }
+        if self.window.is_none() && self.running() && taken && self.missing(route).is_none() {
             self.window = Some(Window {
                 began: now.monotonic,
-                read: false,
+                readings: 0,
+                fresh: false,
+                versions,
                 default: Counts::default(),
                 candidate: Counts::default(),
             });
@@ -119,10 +141,12 @@ impl Rollout {
     }
 
     pub(crate) fn measured(&mut self, measurement: &Measurement) {
-        let Some(window) = self.window.as_mut().filter(|window| window.read) else {
+        let window = self.window.as_mut();
+        let Some(window) = window.filter(|window| window.readings >= SKIPPED) else {
             return;
         };
         let counts = Counts {
+            begun: measurement.begun,
             requests: measurement.requests,
             errors: measurement.errors,
             microseconds: measurement.microseconds,
@@ -136,33 +160,54 @@ impl Rollout {
 
     /// Counters were read: what comes from now on belongs to the window.
     pub(crate) fn read(&mut self) {
+        self.unread = false;
         if let Some(window) = &mut self.window {
-            window.read = true;
+            window.fresh |= window.readings >= SKIPPED;
+            window.readings = window.readings.saturating_add(1);
         }
+    }
+
+    /// No Envoy could be read.
+    pub(crate) fn unread(&mut self) {
+        self.unread = true;
+    }
+
+    /// Whole intervals since the window began.
+    fn intervals(&self, window: &Window, now: Now) -> u32 {
+        let since = now.monotonic.saturating_sub(window.began).as_millis();
+        let whole = since / self.interval.as_millis().max(1);
+        u32::try_from(whole).unwrap_or(u32::MAX)
     }
 
     /// Whom the candidate is compared with: at 100 % the default has no requests, so it is the step before.
     fn compared(&self, window: &Window) -> Option<Counts> {
         match self.percent() {
-            100 => self.usual,
+            100 => self.record.usual,
             _ => Some(window.default),
         }
     }
 
     /// Goes on, or back, where it is time to; whether it did.
     pub(crate) fn decide(&mut self, now: Now) -> bool {
-        let Some(window) = self.window.as_ref().filter(|_| self.running()) else {
+        let running = self.running();
+        let window = self.window.as_mut().filter(|_| running);
+        // Time alone decides nothing: what was read last may be old.
+        if !window.is_some_and(|window| std::mem::take(&mut window.fresh)) {
+            return false;
+        }
+        let Some(window) = &self.window else {
             return false;
         };
-        let due = window.began.saturating_add(self.interval) <= now.monotonic;
+        let intervals = self.intervals(window, now);
+        let due = intervals > 0;
         let default = self.compared(window);
-        let reason = match judge(default, window.candidate, &self.guard) {
+        let reason = match judge(default, window.candidate, &self.guard, intervals) {
             Judgement::Violated(reason) => {
                 self.record.outcome = RolloutOutcome::RolledBack;
                 reason
             }
             Judgement::Holds(reason) if due => {
-                self.usual = default;
+                self.record.usual = default;
                 if self.step() + 1 < self.steps.len() {
                     self.record.step += 1;
                 } else {
@@ -208,13 +253,26 @@ impl Rollout {
         let Some(window) = window else {
             return "Envoys to take the split".into();
         };
-        match judge(self.compared(window), window.candidate, &self.guard) {
+        if self.unread {
+            return "the counters of an Envoy to be readable".into();
+        }
+        let intervals = self.intervals(window, now);
+        match judge(self.compared(window), window.candidate, &self.guard, intervals) {
             Judgement::TooFew(count) => format!("more requests: {count}"),
-            Judgement::Doubtful(errors) => format!("fewer errors: {errors}"),
+            Judgement::Doubtful(errors) => format!("better figures: {errors}"),
             Judgement::Holds(_) if self.due().is_some_and(|due| due > now.monotonic) => {
                 "the interval to end".into()
             }
             Judgement::Holds(_) | Judgement::Violated(_) => "the next reading".into(),
         }
     }
+}
+
+fn versions(route: Option<&ExperimentRoute>) -> Vec<(Arc<str>, u32)> {
+    let candidates = route.iter().flat_map(|route| &route.candidates);
+    let of = candidates.flat_map(|one| {
+        let splits = one.splits.iter();
+        splits.map(|split| (one.name.clone(), split.version))
+    });
+    of.collect()
 }

@@ -41,7 +41,7 @@ pub(crate) fn settle(state: &mut State) {
             continue;
         };
         let over = entry.stopped.is_some_and(|end| end <= world.now.monotonic);
-        if over {
+        if over && entry.route.is_none() {
             set_timer(&mut entry, None, world);
             continue;
         }
@@ -64,12 +64,14 @@ fn refresh(
             let routed = Effect::ExperimentRouted(entry.name.clone());
             world.effects.push(routed);
         }
-        let taken = world.serving >= entry.generation && world.sync.done;
+        // What an Envoy refuses it does not share out by, though it has answered.
+        let refused = experiments.filter_rejected.is_some();
+        let taken = world.serving >= entry.generation && world.sync.done && !refused;
         let (running, route) = (entry.running(), entry.route.as_ref());
         let Some(rollout) = entry.rollout.as_mut().filter(|_| running) else {
             break;
         };
-        rollout.attend(route, taken, world.now);
+        rollout.attend(route, taken, refused, world.now);
         if !rollout.decide(world.now) {
             break;
         }

@@ -78,6 +78,7 @@ fn is_live(entry: &Entry, name: &str) -> bool {
         return false;
     };
     silent
+        || entry.rolled_back(name)
         || route.candidates.iter().any(|one| *one.name == *name)
         || route.mirror.iter().any(|mirror| *mirror.name == *name)
 }
@@ -166,6 +167,8 @@ fn candidate(
     let reason = match (&entry.problem, found) {
         _ if entry.stopped.is_some() => "experiment stopped".to_owned(),
         (_, Some(_)) if wanted == in_force => String::new(),
+        (None, Some(_)) => "no candidate with a weight can answer, so the default does".to_owned(),
+        (None, None) if entry.rolled_back(name) => "the roll-out went back".to_owned(),
         (Some(problem), _) => problem.clone(),
         _ => around.why_not(spec, name),
     };

@@ -77,7 +77,8 @@ fn rollout(state: &State, new: &Entry, running: Option<&Entry>) -> Option<Rollou
     let subject = |spec: &Experiment| {
         let mut names: Vec<String> = spec.candidates.iter().map(|one| one.name.clone()).collect();
         names.sort_unstable();
-        (spec.rollout.clone(), spec.default.clone(), names)
+        let kind = spec.resource_type();
+        (spec.rollout.clone(), spec.default.clone(), kind, names)
     };
     let going = running.filter(|entry| {
         let former = entry.in_force();
@@ -140,12 +141,21 @@ pub(crate) fn measured(state: &mut State, measurements: &[Measurement]) {
         let entry = experiments.entries.get_mut(&measurement.experiment);
         if let Some(rollout) = entry.and_then(|entry| entry.rollout.as_mut()) {
             rollout.measured(measurement);
-            experiments.dirty.insert(measurement.experiment.clone());
         }
     }
     for entry in experiments.entries.values_mut() {
-        if let Some(rollout) = &mut entry.rollout {
+        if let Some(rollout) = entry.rollout.as_mut().filter(|rollout| rollout.running()) {
             rollout.read();
+            experiments.dirty.insert(entry.name.clone());
+        }
+    }
+}
+
+/// What is not known decides nothing.
+pub(crate) fn unmeasured(state: &mut State) {
+    for entry in state.experiments.entries.values_mut() {
+        if let Some(rollout) = &mut entry.rollout {
+            rollout.unread();
         }
     }
 }

@@ -37,6 +37,7 @@ pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
         Event::StartExperiment(spec) => return experiments::start(state, *spec),
         Event::StopExperiment { name } => return experiments::stop(state, &name),
         Event::Measured(measurements) => experiments::measured(state, &measurements),
+        Event::Unmeasured => experiments::unmeasured(state),
         Event::FilterRejected { reason } => experiments::filter_rejected(state, reason),
         Event::Tick => {}
     }

@@ -21,6 +21,8 @@ const EVERY: Duration = Duration::from_secs(2);
 /// What an Envoy has counted of a candidate since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Requests that it was chosen for, and those that have ended.
+    pub begun: u64,
     pub requests: u64,
     pub errors: u64,
     pub microseconds: u64,
@@ -88,30 +90,41 @@ impl Meter {
                 if names.is_empty() {
                     break;
                 }
-                let measured = self.round(&mut known, &names).await;
-                // Nothing counted is told as well: a step counts from the first reading after it began.
-                writer.happened(Event::Measured(measured));
+                // Nothing counted is told as well: a step counts from readings after it began.
+                writer.happened(match self.round(&mut known, &names).await {
+                    Some(measured) => Event::Measured(measured),
+                    None => Event::Unmeasured,
+                });
                 tokio::time::sleep(EVERY).await;
             }
         }
     }
 
-    async fn round(&self, known: &mut Known, wanted: &Names) -> Vec<Measurement> {
+    /// `None` where Envoys are connected and none could be read.
+    async fn round(&self, known: &mut Known, wanted: &Names) -> Option<Vec<Measurement>> {
         let targets = self.targets();
         known.keep(&targets);
+        let (mut any, mut lost) = (false, false);
         for (target, read) in self.read(targets).await {
             match read {
-                Ok(table) => known.take(target.address, table),
+                Ok(table) => {
+                    any = true;
+                    known.take(target.address, table);
+                }
                 Err(reason) => {
-                    tracing::debug!(
-                        envoy = target.address,
-                        reason,
-                        "its counters cannot be read"
-                    );
+                    lost |= target.connected;
+                    if known.lose(&target.address) && target.connected {
+                        tracing::warn!(
+                            envoy = target.address,
+                            reason,
+                            "its counters cannot be read: roll-outs do without it"
+                        );
+                    }
                 }
             }
         }
-        known.drain(wanted)
+        let measured = known.drain(wanted);
+        (any || !lost).then_some(measured)
     }
 
     async fn read(&self, targets: Vec<Target>) -> Vec<(Target, Result<Table, String>)> {
@@ -167,6 +180,8 @@ struct Target {
 #[derive(Default)]
 struct Known {
     last: HashMap<String, Table>,
+    /// Envoys that could not be read the last time.
+    unread: BTreeSet<String>,
     fresh: Table,
 }
 
@@ -175,11 +190,25 @@ impl Known {
         let there: BTreeSet<&str> = targets.iter().map(|t| t.address.as_str()).collect();
         self.last
             .retain(|address, _| there.contains(address.as_str()));
+        self.unread
+            .retain(|address| there.contains(address.as_str()));
     }
 
-    /// The first reading of an Envoy only says where its counters stand.
+    /// What an Envoy counts until it can be read again belongs to no reading. Whether that is news.
+    fn lose(&mut self, address: &str) -> bool {
+        self.last.remove(address);
+        self.unread.insert(address.to_owned())
+    }
+
+    /// The first reading of an Envoy only says where its counters stand, also of one that started again.
     fn take(&mut self, address: String, now: Table) {
-        if let Some(before) = self.last.get(&address) {
+        self.unread.remove(&address);
+        let before = self.last.get(&address);
+        let before = before.filter(|before| {
+            let mut keys = before.iter();
+            keys.all(|(key, counts)| now.get(key).is_some_and(|now| now.follows(*counts)))
+        });
+        if let Some(before) = before {
             for (key, counts) in &now {
                 let since = counts.since(before.get(key).copied().unwrap_or_default());
                 self.fresh.entry(key.clone()).or_default().add(since);
@@ -197,6 +226,7 @@ impl Known {
             .map(|((experiment, candidate), counts)| Measurement {
                 experiment: experiment.into(),
                 candidate: Arc::from(candidate),
+                begun: counts.begun,
                 requests: counts.requests,
                 errors: counts.errors,
                 microseconds: counts.microseconds,
@@ -207,24 +237,27 @@ impl Known {
 
 impl Counts {
     fn add(&mut self, other: Self) {
+        self.begun = self.begun.saturating_add(other.begun);
         self.requests = self.requests.saturating_add(other.requests);
         self.errors = self.errors.saturating_add(other.errors);
         self.microseconds = self.microseconds.saturating_add(other.microseconds);
         self.mirrored = self.mirrored.saturating_add(other.mirrored);
     }
 
-    /// An Envoy that started again counts from 0.
+    /// Whether these may have been counted on from `before`; an Envoy that started again begins at 0.
+    fn follows(&self, before: Self) -> bool {
+        self.begun >= before.begun
+            && self.requests >= before.requests
+            && self.errors >= before.errors
+            && self.microseconds >= before.microseconds
+    }
+
     fn since(self, before: Self) -> Self {
-        let restarted = self.requests < before.requests
-            || self.errors < before.errors
-            || self.microseconds < before.microseconds;
-        if restarted {
-            return self;
-        }
         Self {
-            requests: self.requests - before.requests,
-            errors: self.errors - before.errors,
-            microseconds: self.microseconds - before.microseconds,
+            begun: self.begun.saturating_sub(before.begun),
+            requests: self.requests.saturating_sub(before.requests),
+            errors: self.errors.saturating_sub(before.errors),
+            microseconds: self.microseconds.saturating_sub(before.microseconds),
             mirrored: self.mirrored.saturating_sub(before.mirrored),
         }
     }
@@ -236,6 +269,7 @@ mod tests {
 
     fn table(requests: u64, errors: u64) -> Table {
         let counts = Counts {
+            begun: requests,
             requests,
             errors,
             microseconds: requests * 1000,
@@ -260,12 +294,13 @@ mod tests {
         assert_eq!(told("a", table(103, 9)), None);
         assert_eq!(told("b", Table::new()), None, "nothing counted yet");
         assert_eq!(told("b", table(7, 1)), Some((7, 1, 7000)));
-        assert_eq!(
-            told("a", table(2, 0)),
-            Some((2, 0, 2000)),
-            "it started again"
-        );
-        known.take("a".into(), table(5, 0));
+        assert_eq!(told("a", table(2, 0)), None, "it started again");
+        assert_eq!(told("a", table(4, 0)), Some((2, 0, 2000)));
+        assert!(known.lose("a") && !known.lose("a"), "news once");
+        known.take("a".into(), table(9, 0));
+        let all = known.drain(&["e".into()].into());
+        assert!(all.is_empty(), "nobody knows when that was");
+        known.take("a".into(), table(10, 0));
         assert!(known.drain(&Names::new()).is_empty(), "nobody asked");
     }
 }

@@ -12,6 +12,7 @@ pub(super) fn parse(text: &str) -> Table {
         };
         let counts: &mut Counts = table.entry((experiment, candidate)).or_default();
         match metric {
+            "seldon_experiment_begun_total" => counts.begun = value,
             "seldon_experiment_requests_total" => counts.requests = value,
             "seldon_experiment_errors_total" => counts.errors = value,
             "seldon_experiment_microseconds_total" => counts.microseconds = value,

@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use prost::Message;
-use seldon_core::{Record, RolloutEvent, RolloutOutcome, RolloutRecord};
+use seldon_core::{Counts, Record, RolloutEvent, RolloutOutcome, RolloutRecord};
 use seldon_proto::scheduler::{Experiment, Model};
 
 use super::StoreError;
@@ -47,6 +47,20 @@ struct Rollout {
     outcome: i32,
     #[prost(message, repeated, tag = "3")]
     history: Vec<Decision>,
+    #[prost(message, optional, tag = "4")]
+    usual: Option<Counted>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Counted {
+    #[prost(uint64, tag = "1")]
+    begun: u64,
+    #[prost(uint64, tag = "2")]
+    requests: u64,
+    #[prost(uint64, tag = "3")]
+    errors: u64,
+    #[prost(uint64, tag = "4")]
+    microseconds: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
@@ -166,6 +180,12 @@ fn encode_rollout(rollout: &RolloutRecord) -> Rollout {
         step: rollout.step,
         outcome: outcome.into(),
         history: rollout.history.iter().map(decision).collect(),
+        usual: rollout.usual.map(|usual| Counted {
+            begun: usual.begun,
+            requests: usual.requests,
+            errors: usual.errors,
+            microseconds: usual.microseconds,
+        }),
     }
 }
 
@@ -184,6 +204,12 @@ fn decode_rollout(value: Rollout) -> RolloutRecord {
         step: value.step,
         outcome,
         history: value.history.into_iter().map(event).collect(),
+        usual: value.usual.map(|usual| Counts {
+            begun: usual.begun,
+            requests: usual.requests,
+            errors: usual.errors,
+            microseconds: usual.microseconds,
+        }),
     }
 }
 
