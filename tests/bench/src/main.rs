@@ -1,12 +1,16 @@
 //! Benchmarks of whole paths: CPU time per request and ratios within one run, never a bare time.
 //!
 //! Everything runs against a trivially fast inference server, so that what is measured is the way to it.
+mod admin;
 mod against;
 mod agent_hop;
+mod experiments;
+mod frozen;
 mod report;
 mod scale;
 mod scripted;
 mod shots;
+mod world;
 
 use anyhow::Result;
 use clap::Parser;
@@ -38,7 +42,7 @@ struct Args {
     /// With --against: connections.
     #[arg(long, default_value_t = 16)]
     connections: usize,
-    /// Only the section with this name: scale or agent.
+    /// Only the section with this name: scale, agent or experiments.
     #[arg(long)]
     only: Option<String>,
 }
@@ -65,6 +69,9 @@ async fn main() -> Result<()> {
     }
     if wanted("agent") {
         agent_hop::run(args.seconds, &mut report).await?;
+    }
+    if wanted("experiments") {
+        experiments::run(args.seconds, &mut report).await?;
     }
     println!("{report}");
     println!("{}", report.json());

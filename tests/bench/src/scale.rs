@@ -2,36 +2,28 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::rt::TokioIo;
-use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
 use seldon_load::{cpu, driver::Shot, fake};
-use seldon_local::{Component, System};
-use seldon_proto::scheduler::{
-    DeploymentSpec, LoadModelRequest, MetaData, Model, ModelReference, ModelSpec,
-    ModelStatusRequest, ModelStatusResponse, model_status::ModelState,
-};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::Instant,
-};
-use tonic::transport::Channel;
+use seldon_local::Component;
+use tokio::net::TcpListener;
 
 use crate::{
+    admin::{self, Probe},
     report::Report,
     scripted,
-    shots::{BODY, grpc, median, saturate},
+    shots::{BODY, grpc, median},
+    world::{Kind, World, costs},
 };
 
 const SECTION: &str = "scale";
-const ENVOY: Component = Component::Envoy(0);
-const BARE: Component = Component::Envoy(1);
+const ENVOY: usize = 0;
+const BARE: usize = 1;
+const CONNECTIONS: usize = 8;
+
+/// What the one server's models require.
+const SERVER: &str = "bench";
 
 struct Bench {
-    system: System,
-    client: SchedulerClient<Channel>,
+    world: World,
     loaded: scripted::Loaded,
     seconds: u64,
 }
@@ -42,21 +34,10 @@ pub async fn run(models: usize, seconds: u64, report: &mut Report) -> Result<()>
     let port = listener.local_addr()?.port();
     tokio::spawn(fake::serve(listener, fake::Behaviour::default()));
     // The second Envoy has no filter module, so its listener has no filter.
-    let system = System::builder()
-        .servers(0)
-        .envoys(2)
-        .config(|c| {
-            c.log_level = "warn".into();
-            c.without_filter.push(1);
-        })
-        .start()
-        .await?;
-    let ports = system.ports().scheduler.clone();
-    let client = SchedulerClient::connect(format!("http://127.0.0.1:{}", ports.api)).await?;
-    let loaded = scripted::start(format!("http://127.0.0.1:{}", ports.agents), port).await?;
+    let world = World::start(2, |c| c.without_filter.push(1)).await?;
+    let loaded = world.server(SERVER, port).await?;
     let mut bench = Bench {
-        system,
-        client,
+        world,
         loaded,
         seconds,
     };
@@ -107,10 +88,10 @@ pub async fn run(models: usize, seconds: u64, report: &mut Report) -> Result<()>
         }
     }
     let after = Usage::of(&bench).await?;
-    bench.world(&before, &after, models - 1, report).await?;
+    bench.whole(&before, &after, models - 1, report).await?;
     bench.one_more(models, report).await?;
     bench.filter_cost(report).await?;
-    bench.system.stop().await;
+    bench.world.system.stop().await;
     Ok(())
 }
 
@@ -119,115 +100,10 @@ impl Bench {
         format!("model-{number:05}")
     }
 
-    fn data(&self, component: Component) -> String {
-        let Component::Envoy(index) = component else {
-            return String::new();
-        };
-        format!("127.0.0.1:{}", self.system.ports().envoys[index].data)
-    }
-
-    fn pid(&self, component: Component) -> Result<u32> {
-        self.system
-            .pid(component)
-            .with_context(|| format!("{component} is gone"))
-    }
-
-    async fn load(&self, number: usize) -> Result<()> {
-        let model = Model {
-            meta: Some(MetaData {
-                name: Self::name(number),
-                ..Default::default()
-            }),
-            model_spec: Some(ModelSpec {
-                uri: "gs://seldon-models/mlserver/iris".into(),
-                requirements: vec!["bench".into()],
-                memory_bytes: Some(1000),
-                ..Default::default()
-            }),
-            deployment_spec: Some(DeploymentSpec {
-                replicas: 1,
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        self.client
-            .clone()
-            .load_model(LoadModelRequest { model: Some(model) })
-            .await?;
-        Ok(())
-    }
-
-    /// Loads models and waits until the last of them is available.
+    /// Loads models and waits until they are available.
     async fn fill(&mut self, from: usize, to: usize) -> Result<()> {
-        let this = &*self;
-        let mut loads = stream::iter(from..to)
-            .map(|n| this.load(n))
-            .buffer_unordered(64);
-        while let Some(done) = loads.next().await {
-            done?;
-        }
-        // Asking costs the scheduler as well, so only the last one is asked for often.
-        let deadline = Instant::now() + Duration::from_secs(120);
-        for number in [to - 1, from, (from + to) / 2] {
-            while !self.available(number).await? {
-                ensure!(
-                    Instant::now() < deadline,
-                    "{} is not available",
-                    Self::name(number)
-                );
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-        self.all_available(to).await
-    }
-
-    /// One call tells of all models.
-    async fn all_available(&self, count: usize) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let request = ModelStatusRequest {
-                subscriber_name: "bench".into(),
-                ..Default::default()
-            };
-            let mut answers = self
-                .client
-                .clone()
-                .model_status(request)
-                .await?
-                .into_inner();
-            let mut available = 0;
-            while let Some(status) = answers.message().await? {
-                available += usize::from(is_available(&status));
-            }
-            if available == count {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{available} of {count} models are available"
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    async fn available(&self, number: usize) -> Result<bool> {
-        let request = ModelStatusRequest {
-            subscriber_name: "bench".into(),
-            model: Some(ModelReference {
-                name: Self::name(number),
-                version: None,
-            }),
-            all_versions: false,
-        };
-        let status = self
-            .client
-            .clone()
-            .model_status(request)
-            .await?
-            .into_inner()
-            .message()
-            .await?;
-        Ok(status.as_ref().is_some_and(is_available))
+        let names: Vec<String> = (from..to).map(Self::name).collect();
+        self.world.fill(&names, SERVER, to).await
     }
 
     /// Envoy's CPU per request, REST and gRPC, medians of three rounds.
@@ -239,26 +115,15 @@ impl Bench {
         ))
     }
 
-    async fn cost(&self, envoy: Component, shot: Shot) -> Result<f64> {
-        let duration = Duration::from_secs(self.seconds);
-        let pid = self.pid(envoy)?;
-        let mut rounds = vec![];
-        for _ in 0..3 {
-            let cost = saturate(
-                vec![self.data(envoy)],
-                vec![shot.clone()],
-                8,
-                duration / 3,
-                &[pid],
-            )
-            .await?;
-            rounds.extend(cost.cpu_us);
-        }
-        Ok(median(rounds))
+    async fn cost(&self, envoy: usize, shot: Shot) -> Result<f64> {
+        let target = self.world.target(envoy)?;
+        let duration = Duration::from_secs(self.seconds) / 3;
+        let cost = costs(&[Kind { target, shot }], 3, CONNECTIONS, duration).await?;
+        Ok(cost.median(0))
     }
 
     /// What the whole world took.
-    async fn world(
+    async fn whole(
         &self,
         before: &Usage,
         after: &Usage,
@@ -310,23 +175,24 @@ impl Bench {
     /// One model more, again and again: from the agent's report to the first 200.
     async fn one_more(&mut self, models: usize, report: &mut Report) -> Result<()> {
         const TIMES: usize = 200;
-        let (scheduler, envoy) = (self.pid(Component::Scheduler)?, self.pid(ENVOY)?);
+        let (scheduler, envoy) = (
+            self.world.pid(Component::Scheduler)?,
+            self.world.pid(Component::Envoy(ENVOY))?,
+        );
         let cpu_before = (cpu::time(scheduler), cpu::time(envoy));
-        let bytes_before = self
-            .stat("cluster.xds_cluster.upstream_cx_rx_bytes_total")
-            .await?;
+        let bytes_before = self.world.discovered(ENVOY).await?;
         let mut waits = vec![];
-        let mut probe = Probe::new(self.data(ENVOY));
+        let mut probe = Probe::new(self.world.data(ENVOY));
         for number in models..models + TIMES {
             let name = Self::name(number);
-            self.load(number).await?;
+            self.world.load(&name, SERVER).await?;
             let loaded = self
                 .loaded
                 .wait_for(|l| l.as_ref().is_some_and(|l| *l.0 == *name))
                 .await?;
             let since = loaded.as_ref().map(|l| l.1).context("nothing was loaded")?;
             drop(loaded);
-            while !probe.answers(&name).await? {
+            while probe.ask(&name).await?.is_none() {
                 ensure!(
                     since.elapsed() < Duration::from_secs(10),
                     "{name} is never served"
@@ -365,10 +231,7 @@ impl Bench {
             "ms",
             3.0,
         );
-        let bytes = self
-            .stat("cluster.xds_cluster.upstream_cx_rx_bytes_total")
-            .await?
-            - bytes_before;
+        let bytes = self.world.discovered(ENVOY).await? - bytes_before;
         let allowed = 512.0 + 6.0 * Self::name(0).len() as f64;
         report.at_most(
             SECTION,
@@ -406,65 +269,6 @@ impl Bench {
         );
         Ok(())
     }
-
-    async fn stat(&self, name: &str) -> Result<f64> {
-        admin(
-            self.system.ports().envoys[0].admin,
-            &format!("/stats?filter=^{name}$"),
-        )
-        .await
-        .map(|text| {
-            text.lines()
-                .filter_map(|l| l.rsplit_once(": ")?.1.trim().parse::<f64>().ok())
-                .sum()
-        })
-    }
-}
-
-fn is_available(status: &ModelStatusResponse) -> bool {
-    let state = status.versions.first().and_then(|v| v.state.as_ref());
-    state.is_some_and(|s| s.state() == ModelState::ModelAvailable)
-}
-
-/// Asks for one model after another over one connection, anew where Envoy closed it, as it does after a 404.
-struct Probe {
-    target: String,
-    sender: Option<hyper::client::conn::http1::SendRequest<Full<Bytes>>>,
-}
-
-impl Probe {
-    fn new(target: String) -> Self {
-        Self {
-            target,
-            sender: None,
-        }
-    }
-
-    async fn answers(&mut self, model: &str) -> Result<bool> {
-        let mut sender = match self.sender.take().filter(|s| !s.is_closed()) {
-            Some(sender) => sender,
-            None => {
-                let stream = TcpStream::connect(&self.target).await?;
-                stream.set_nodelay(true)?;
-                let (sender, driver) =
-                    hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-                tokio::spawn(driver);
-                sender
-            }
-        };
-        if sender.ready().await.is_err() {
-            return Ok(false);
-        }
-        let request = http::Request::post("/v2/models/x/infer")
-            .header("host", "bench")
-            .header("seldon-model", model)
-            .body(Full::new(Bytes::from_static(BODY.as_bytes())))?;
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        answer.into_body().collect().await?;
-        self.sender = Some(sender);
-        Ok(status.is_success())
-    }
 }
 
 struct Usage {
@@ -477,14 +281,17 @@ struct Usage {
 
 impl Usage {
     async fn of(bench: &Bench) -> Result<Self> {
-        let (scheduler, envoy) = (bench.pid(Component::Scheduler)?, bench.pid(ENVOY)?);
-        let memory = admin(bench.system.ports().envoys[0].admin, "/memory").await?;
+        let (scheduler, envoy) = (
+            bench.world.pid(Component::Scheduler)?,
+            bench.world.pid(Component::Envoy(ENVOY))?,
+        );
+        let memory = admin::get(bench.world.admin(ENVOY), "/memory").await?;
         let memory: serde_json::Value = serde_json::from_str(&memory)?;
         let heap = memory["allocated"]
             .as_str()
             .and_then(|v| v.parse().ok())
             .unwrap_or(0);
-        let connections = admin(bench.system.ports().envoys[0].admin, "/clusters").await?;
+        let connections = admin::get(bench.world.admin(ENVOY), "/clusters").await?;
         let connections = connections
             .lines()
             .filter_map(|l| l.split_once("::cx_active::")?.1.parse::<f64>().ok())
@@ -497,21 +304,4 @@ impl Usage {
             connections,
         })
     }
-}
-
-async fn admin(port: u16, path: &str) -> Result<String> {
-    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(driver);
-    let request = http::Request::get(path)
-        .header("host", "admin")
-        .body(Full::new(Bytes::new()))?;
-    let body = sender
-        .send_request(request)
-        .await?
-        .into_body()
-        .collect()
-        .await?
-        .to_bytes();
-    Ok(String::from_utf8_lossy(&body).into_owned())
 }

@@ -10,17 +10,14 @@ use seldon_proto::agent::{
 use tokio::{sync::watch, time::Instant};
 use tonic::transport::Channel;
 
-/// The name of the server that the scripted agent is a replica of.
-pub const SERVER: &str = "bench";
-
 /// Models that were reported as loaded: the last one and when.
 pub type Loaded = watch::Receiver<Option<(Arc<str>, Instant)>>;
 
-/// Subscribes and reports until dropped.
-pub async fn start(scheduler: String, port: u16) -> Result<Loaded> {
+/// Subscribes as the only replica of `server`, which serves models that require its name, and reports for ever.
+pub async fn start(scheduler: String, server: &'static str, port: u16) -> Result<Loaded> {
     let mut client: AgentServiceClient<Channel> = AgentServiceClient::connect(scheduler).await?;
     let subscription = AgentSubscribeRequest {
-        server_name: SERVER.into(),
+        server_name: server.into(),
         shared: true,
         replica_idx: 0,
         replica_config: Some(ReplicaConfig {
@@ -28,7 +25,7 @@ pub async fn start(scheduler: String, port: u16) -> Result<Loaded> {
             inference_http_port: port.into(),
             inference_grpc_port: port.into(),
             memory_bytes: 1 << 40,
-            capabilities: vec!["bench".into()],
+            capabilities: vec![server.into()],
             over_commit_percentage: 0,
         }),
         loaded_models: vec![],
@@ -53,7 +50,7 @@ pub async fn start(scheduler: String, port: u16) -> Result<Loaded> {
                 Event::Unloaded
             };
             let message = ModelEventMessage {
-                server_name: SERVER.into(),
+                server_name: server.into(),
                 replica_idx: 0,
                 model_name: name.clone(),
                 model_version: version.version,
