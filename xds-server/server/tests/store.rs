@@ -48,6 +48,12 @@ fn experiment(name: &str) -> Record {
         last_good: (name == "a.b").then(|| Arc::new(Default::default())),
         spec: Arc::new(spec),
         rollout: Some(RolloutRecord {
+            usual: Some(seldon_core::Counts {
+                begun: 4,
+                requests: 3,
+                errors: 2,
+                microseconds: 1,
+            }),
             step: 2,
             outcome: RolloutOutcome::RolledBack,
             history: vec![decision],
