@@ -38,6 +38,9 @@ struct Batch {
     nonce: u64,
     /// Endpoints that must be acknowledged before what refers to them is sent.
     awaited: BTreeSet<Arc<str>>,
+    /// Endpoints, at the cut, of clusters that it adds: what it adds after them sends requests there, even where the
+    /// world has dropped the cluster since and its next state is still to come.
+    endpoints: BTreeMap<Arc<str>, Content>,
 }
 
 /// The state of one stream.
@@ -185,13 +188,26 @@ impl Stream {
                 self.cut(view, kind);
             }
         }
-        let nonce = self.nonce;
         self.batch = Some(Batch {
             generation,
-            nonce,
+            nonce: self.nonce,
             awaited,
+            endpoints: self.endpoints_of_adds(view),
         });
         true
+    }
+
+    fn endpoints_of_adds(&self, view: View<'_>) -> BTreeMap<Arc<str>, Content> {
+        let (Some(clusters), Some(endpoints)) = (self.clusters, self.endpoints) else {
+            return BTreeMap::new();
+        };
+        let adds = self.channels[clusters].adds.iter();
+        let of_add = |item: &Item| {
+            let name = endpoints_name(item)?;
+            let content = view.wanted(&self.node, endpoints, &name)?;
+            Some((name, content))
+        };
+        adds.filter_map(of_add).collect()
     }
 
     fn cut(&mut self, view: View<'_>, kind: usize) {
@@ -357,7 +373,7 @@ impl Stream {
         out
     }
 
-    /// Endpoints are always those of the latest world.
+    /// Endpoints are always those of the latest world, but for those that it has dropped while the batch needs them.
     fn gather_endpoints(&mut self, view: View<'_>, kind: usize, removals: bool) {
         let channel = &mut self.channels[kind];
         channel.recall_queued();
@@ -368,7 +384,15 @@ impl Stream {
                 gone.insert(name, answer);
                 continue;
             }
-            let wanted = view.wanted(&self.node, kind, &name);
+            let mut wanted = view.wanted(&self.node, kind, &name);
+            if wanted.is_none()
+                && let Some(batch) = &self.batch
+                && let Some(content) = batch.endpoints.get(&name)
+            {
+                wanted = Some(content.clone());
+                // To be looked at again by the next cut.
+                gone.insert(name.clone(), false);
+            }
             let absent = wanted.is_none();
             match channel.need(name.clone(), answer, wanted) {
                 Need::Add(item) if self.delta => channel.adds.push_back(item),
@@ -470,16 +494,12 @@ impl Stream {
             return;
         };
         for item in items {
-            let Some(content) = &item.content else {
-                continue;
-            };
             if !self.channels[kind].held.contains_key(&item.name) {
                 continue;
             }
-            let service = Cluster::decode(content.body.clone()).ok();
-            let service = service.and_then(|c| c.eds_cluster_config);
-            let service = service.map(|c| c.service_name).filter(|s| !s.is_empty());
-            let name = service.map_or_else(|| item.name.clone(), Arc::from);
+            let Some(name) = endpoints_name(item) else {
+                continue;
+            };
             let channel = &mut self.channels[endpoints];
             if channel.wants(&name) {
                 channel.touch(name.clone(), true);
@@ -504,6 +524,15 @@ impl Stream {
             }
         }
     }
+}
+
+/// The name of the endpoints of a cluster that is not gone.
+fn endpoints_name(cluster: &Item) -> Option<Arc<str>> {
+    let content = cluster.content.as_ref()?;
+    let service = Cluster::decode(content.body.clone()).ok();
+    let service = service.and_then(|c| c.eds_cluster_config);
+    let service = service.map(|c| c.service_name).filter(|s| !s.is_empty());
+    Some(service.map_or_else(|| cluster.name.clone(), Arc::from))
 }
 
 /// State of the world cannot say that endpoints do not exist, and Envoy would wait for them: there are none.

@@ -141,7 +141,7 @@ impl FakeEnvoy {
         requests
     }
 
-    /// No scope without its cluster, no filter without its scope.
+    /// No scope without its cluster and that one's endpoints, no filter without its scope.
     fn check(&self) {
         let empty = Held::new();
         let of = |url: &str| self.held.get(url).unwrap_or(&empty);
@@ -152,6 +152,11 @@ impl FakeEnvoy {
                 assert!(
                     of(to).contains_key(target),
                     "{name} refers to {target}, which is not there"
+                );
+                let endpoints = of(ENDPOINTS).get(target);
+                assert!(
+                    from != SCOPES || endpoints.is_some_and(|(_, body)| body.starts_with(b"e ")),
+                    "{name} refers to {target}, which has no endpoints: {endpoints:?}"
                 );
             }
         }
