@@ -1,7 +1,11 @@
 //! The proxy-wasm module that runs inside Envoy: hands the decisions of `seldon-routing` to the host.
 //!
 //! Nothing here may panic, since that takes the worker's whole VM down. So it calls [`hostcalls`] and not the SDK's
-//! methods of the same names, which panic on an error of the host or on a header that is not UTF-8.
+//! methods of the same names, which panic on any error of the host or on a header that is not UTF-8. Those of 0.2.5
+//! still panic on statuses that they do not expect: `BadArgument` for a header map that is not there, an unknown kind of
+//! metric or an offset past the buffer's end, `InvalidMemoryAccess` for a bad pointer. None can occur as they are called
+//! here: request headers are written and listed in request callbacks only, where Envoy has them; in `on_log`
+//! Envoy answers `NotFound` for a map that is not there; buffers are read from 0; pointers are the SDK's.
 //!
 //! The host must run it with `allow_on_headers_stop_iteration: true`: a gRPC request without a name is held at its
 //! headers until the first message is there.
@@ -25,7 +29,9 @@ use proxy_wasm::{
     traits::{Context, HttpContext, RootContext},
     types::{Action, BufferType, ContextType, LogLevel, MapType},
 };
-use seldon_routing::{Config, Decision, Headers, MAX_HOLD, MAX_PEEK, Random, Router, is_failure};
+use seldon_routing::{
+    Answer, Config, Decision, Headers, Hold, MAX_HOLD, MAX_PEEK, Random, Router, header, is_failure,
+};
 
 use crate::counters::{Counters, OfCandidate, OfExperiments};
 
@@ -90,6 +96,7 @@ impl RootContext for Plugin {
         Some(Box::new(Request {
             shared: self.shared.clone(),
             held_since: None,
+            hold: Hold::default(),
             chosen: None,
         }))
     }
@@ -104,6 +111,7 @@ struct Request {
     shared: Rc<Shared>,
     /// When its headers were held back to wait for the first message.
     held_since: Option<SystemTime>,
+    hold: Hold,
     /// The candidate that it was given to, for counting the answer.
     chosen: Option<Chosen>,
 }
@@ -111,6 +119,7 @@ struct Request {
 /// Where an answer is to be counted.
 struct Chosen {
     counters: OfCandidate,
+    /// None for a stream: its life is no latency.
     at: Option<SystemTime>,
     grpc: bool,
 }
@@ -130,10 +139,14 @@ impl Request {
             Decision::AwaitMessage => return (Action::Pause, None),
             Decision::Leave => {}
             Decision::Steer(steering) => {
-                chosen = steering.choice.as_ref().map(|choice| Chosen {
-                    counters: self.shared.of_experiments.chosen(choice),
-                    at: now(),
-                    grpc: seldon_routing::is_grpc(&HostHeaders),
+                chosen = steering.choice.as_ref().map(|choice| {
+                    let grpc = seldon_routing::is_grpc(&HostHeaders);
+                    let stream = grpc && seldon_routing::is_stream(&HostHeaders);
+                    Chosen {
+                        counters: self.shared.of_experiments.chosen(choice),
+                        at: if stream { None } else { now() },
+                        grpc,
+                    }
                 });
                 for write in &steering.writes {
                     let value = Some(write.value.as_bytes());
@@ -176,16 +189,22 @@ impl HttpContext for Request {
         if self.held_since.is_none() {
             return Action::Continue;
         }
+        let last = end || self.held_too_long();
+        if !last && !self.hold.is_due(size) {
+            return Action::Pause;
+        }
         let first = size.min(MAX_PEEK);
         let bytes = hostcalls::get_buffer(BufferType::HttpRequestBody, 0, first)
             .ok()
             .flatten()
             .unwrap_or_default();
-        let last = end || self.held_too_long();
-        let decision = self.router().on_message(&HostHeaders, &bytes, last);
+        let mut hold = self.hold;
+        let router = self.router();
+        let decision = router.on_message(&HostHeaders, &mut hold, &bytes, last);
         let (action, chosen) = self.act(&decision);
         let awaits = decision == Decision::AwaitMessage;
         self.chosen = chosen;
+        self.hold = hold;
         if !awaits {
             self.held_since = None;
         }
@@ -196,7 +215,9 @@ impl HttpContext for Request {
     fn on_log(&mut self) {
         if let Some(chosen) = self.chosen.take() {
             let after = chosen.at.and_then(|at| now()?.duration_since(at).ok());
-            chosen.counters.ended(failed(chosen.grpc), after);
+            chosen
+                .counters
+                .ended(is_failure(&HostAnswer, chosen.grpc), after);
         }
     }
 }
@@ -215,19 +236,45 @@ impl Headers for HostHeaders {
     fn all(&self, name: &str) -> Vec<u8> {
         let headers = hostcalls::get_map_bytes(MapType::HttpRequestHeaders).unwrap_or_default();
         let own = headers.into_iter().filter(|(found, _)| found == name);
-        own.flat_map(|(_, value)| value).collect()
+        own.map(|(_, value)| value).collect::<Vec<_>>().join(&b',')
     }
 }
 
-/// Whether the answer, now that it is over, tells of a fault of whoever gave it.
-fn failed(grpc: bool) -> bool {
-    let read = |map, name| hostcalls::get_map_value_bytes(map, name).ok().flatten();
-    let status = read(MapType::HttpResponseHeaders, ":status");
-    let in_trailers = || read(MapType::HttpResponseTrailers, "grpc-status");
-    // An answer without messages has it in its headers.
-    let in_headers = || read(MapType::HttpResponseHeaders, "grpc-status");
-    let of_grpc = grpc.then(|| in_trailers().or_else(in_headers));
-    is_failure(status.as_deref(), of_grpc.as_ref().map(Option::as_deref))
+/// The answer of the request in whose `on_log` this is used.
+struct HostAnswer;
+
+impl HostAnswer {
+    fn header(name: &str) -> Option<Vec<u8>> {
+        hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name)
+            .ok()
+            .flatten()
+    }
+}
+
+impl Answer for HostAnswer {
+    fn status(&self) -> Option<Vec<u8>> {
+        Self::header(":status")
+    }
+
+    fn grpc_status(&self) -> Option<Vec<u8>> {
+        let name = "grpc-status";
+        let in_trailers = hostcalls::get_map_value_bytes(MapType::HttpResponseTrailers, name);
+        in_trailers.ok().flatten().or_else(|| Self::header(name))
+    }
+
+    fn is_routed(&self) -> bool {
+        Self::header(header::ROUTE).is_some()
+    }
+
+    fn is_cut(&self) -> bool {
+        /// Envoy's response flags of an answer that its upstream did not end: timeout, reset here, reset there,
+        /// connection gone.
+        const CUT: u64 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6;
+        let flags = hostcalls::get_property(vec!["response", "flags"]);
+        let flags = flags.ok().flatten().unwrap_or_default();
+        let flags = flags.try_into().map_or(0, u64::from_le_bytes);
+        flags & CUT != 0
+    }
 }
 
 /// The host's clock: this target has none of its own.

@@ -7,6 +7,7 @@ use crate::{
     Version,
     chance::{draw, draw_any},
     cohort::Cohort,
+    grpc::Hold,
     header, model_name_in_message, model_name_in_path,
 };
 
@@ -14,13 +15,14 @@ use crate::{
 pub const MAX_STICKY: usize = 8 * 1024;
 
 const GRPC_METHODS: &[u8] = b"/inference.GRPCInferenceService/Model";
+const GRPC_STREAM: &[u8] = b"/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// The headers of a request, read when they are needed: each read leaves the VM.
 pub trait Headers {
     /// A header's value; where several have this name, a host may know the first only.
     fn get(&self, name: &str) -> Option<Vec<u8>>;
 
-    /// Every value of a header, one after the other; dearer than [`Headers::get`].
+    /// Every value of a header, joined by commas; dearer than [`Headers::get`].
     fn all(&self, name: &str) -> Vec<u8> {
         self.get(name).unwrap_or_default()
     }
@@ -134,10 +136,16 @@ impl<'a> Router<'a> {
     }
 
     /// Decides on the first bytes of the body of a request that awaits its message; `end` says that no more follow.
-    pub fn on_message(&self, headers: &impl Headers, bytes: &[u8], end: bool) -> Decision<'a> {
+    pub fn on_message(
+        &self,
+        headers: &impl Headers,
+        hold: &mut Hold,
+        bytes: &[u8],
+        end: bool,
+    ) -> Decision<'a> {
         match model_name_in_message(bytes) {
             Peek::Name(name) => self.derived(name, headers, NamedBy::Message),
-            Peek::More if !end => Decision::AwaitMessage,
+            Peek::More(needed) if !end && hold.goes_on(needed) => Decision::AwaitMessage,
             _ => Decision::Leave,
         }
     }
@@ -286,11 +294,17 @@ fn client_name(headers: &impl Headers) -> Option<Vec<u8>> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Whether the request's content type is that of gRPC.
+/// Whether the request's content type is that of gRPC, by Envoy's rule.
 pub fn is_grpc(headers: &impl Headers) -> bool {
     let kind = headers.get("content-type").unwrap_or_default();
     kind.strip_prefix(b"application/grpc")
-        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
+}
+
+/// Whether a gRPC request opens a stream, which lives as long as its client likes.
+pub fn is_stream(headers: &impl Headers) -> bool {
+    let path = headers.get(":path").unwrap_or_default();
+    path.split(|b| *b == b'?').next() == Some(GRPC_STREAM)
 }
 
 #[cfg(test)]
