@@ -13,6 +13,8 @@ use seldon_proto::scheduler::model_status::ModelState::ModelAvailable;
 const CASES: &[Fault] = &[("changes_fail_no_request", changes)];
 /// Models that are asked all the time and never changed.
 const STEADY: usize = 20;
+/// On every replica, so that clusters of one replica come and go with the models that change.
+const EVERYWHERE: u32 = 2;
 /// Changes that run side by side, each on a model of its own.
 const LANES: usize = 6;
 /// Requests a second: steady models, and those that change.
@@ -29,15 +31,11 @@ async fn changes() -> Result<()> {
     let fleet = Arc::new(Fleet::start(&[]).await?);
     let steady: Vec<String> = (0..STEADY).map(|i| format!("steady-{i}")).collect();
     for name in &steady {
-        fleet
-            .load(model(name, 1000, 1 + name.len() as u32 % 2))
-            .await?;
+        fleet.load(model(name, 1000, EVERYWHERE)).await?;
     }
     let statuses = Arc::new(fleet.statuses().await?);
     for name in &steady {
-        statuses
-            .wait(name, 1, ModelAvailable, 1 + name.len() as u32 % 2)
-            .await?;
+        statuses.wait(name, 1, ModelAvailable, EVERYWHERE).await?;
     }
     let load = Load {
         targets: fleet.targets(),
@@ -87,9 +85,7 @@ async fn changes() -> Result<()> {
         took.len() >= wanted && sent as f64 > elapsed.as_secs_f64() * 270.0,
         "too little was tried"
     );
-    fleet
-        .whole(&steady[..2], 1 + steady[0].len() as u32 % 2, 10)
-        .await?;
+    fleet.whole(&steady[..2], EVERYWHERE, 10).await?;
     Ok(())
 }
 
