@@ -50,7 +50,7 @@ impl Cohort {
 
     #[allow(clippy::cast_precision_loss, clippy::arithmetic_side_effects)] // floats: no overflow, no panic
     fn score(self, weight: u32) -> f64 {
-        let u = ((self.0 >> 11) as f64 + 0.5) / (1u64 << 53) as f64; // in (0, 1)
+        let u = ((self.0 >> 12) as f64 + 0.5) / (1u64 << 52) as f64; // in (0, 1), both excluded: exact in 53 bits
         f64::from(weight) / -u.ln()
     }
 }
