@@ -1,4 +1,4 @@
-//! The filter's configuration: read as a reader derived from its types would. Corpus: `wasm-filters/routing/corpus/config`.
+//! The filter's configuration: accepts no more than serde does, and reads the same. Corpus: `wasm-filters/routing/corpus/config`.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 

@@ -1,5 +1,6 @@
 //! Just enough of JSON for the configuration. Every worker reads each configuration anew, within its event loop, and a
-//! derived reader took longer and 37 KB more of the module. A test and a fuzz target hold it against that one.
+//! derived reader took longer and 37 KB more of the module. It accepts no more than serde does: a test and a fuzz target
+//! hold it against that one.
 
 use std::borrow::Cow;
 
