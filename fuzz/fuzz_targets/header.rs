@@ -4,7 +4,7 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 
-use seldon_routing::{Config, Decision, Headers, Random, Router, header};
+use seldon_routing::{Config, Decision, Headers, Hold, Random, Router, header};
 
 struct Sent<'a>([&'a [u8]; 5]);
 impl Headers for Sent<'_> {
@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
     let random = Random::from_seed(bytes.len() as u64);
     let router = Router { config: &config, random: &random };
     let by_headers = router.on_headers(&sent, false);
-    for decision in [&by_headers, &router.on_message(&sent, sent.0[4], true)] {
+    for decision in [&by_headers, &router.on_message(&sent, &mut Hold::default(), sent.0[4], true)] {
         let Decision::Steer(steering) = decision else { continue };
         let written = |name| steering.writes.iter().find(|w| w.name == name).map(|w| w.value.as_ref());
         let scope = written(header::SCOPE).unwrap();

@@ -1,4 +1,4 @@
-//! Counters in the host's statistics: few, none per model, and four for each candidate of an experiment that is used.
+//! Counters in the host's statistics: few, none per model, and five for each candidate of an experiment that is used.
 
 use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
@@ -59,6 +59,7 @@ impl Counter {
 /// What is counted of a candidate.
 #[derive(Clone, Copy)]
 pub(crate) struct OfCandidate {
+    begun: Counter,
     requests: Counter,
     errors: Counter,
     microseconds: Counter,
@@ -70,6 +71,7 @@ impl OfCandidate {
         let tags = format!(";e={experiment};c={candidate};");
         let name = |what: &str| format!("seldon_experiment_{what}{tags}");
         Self {
+            begun: Counter::define(name("begun_total")),
             requests: Counter::define(name("requests_total")),
             errors: Counter::define(name("errors_total")),
             microseconds: Counter::define(name("microseconds_total")),
@@ -77,7 +79,7 @@ impl OfCandidate {
         }
     }
 
-    /// A request ended, so long after it was given to this candidate.
+    /// A request ended, so long after it was given to this candidate; none where that says nothing of the candidate.
     pub(crate) fn ended(self, failed: bool, after: Option<Duration>) {
         self.requests.increment();
         if failed {
@@ -102,7 +104,7 @@ pub(crate) struct OfExperiments {
 }
 
 impl OfExperiments {
-    /// Counts the copy, if there is one, and says where the answer is to be counted.
+    /// Counts the request as begun, and its copy, if there is one; says where the answer is to be counted.
     pub(crate) fn chosen(&self, choice: &Choice<'_>) -> OfCandidate {
         let Choice {
             experiment,
@@ -120,7 +122,9 @@ impl OfExperiments {
             kept(&self.mirrors, address(*mirror), define).increment();
         }
         let define = || OfCandidate::define(experiment, &candidate.name);
-        kept(&self.candidates, address(*candidate), define)
+        let counters = kept(&self.candidates, address(*candidate), define);
+        counters.begun.increment();
+        counters
     }
 }
 

@@ -11,11 +11,17 @@ use std::time::Duration;
 
 use crate::name::is_name;
 
+/// Whether it is compressed, and the message's length.
+const FRAME_HEADER: usize = 5;
 /// A name that has not appeared within these first bytes of the stream is given up.
 pub const MAX_PEEK: usize = 64 * 1024;
 /// A stream whose bytes still name nothing this long after its headers is given up; one that sends none at all ends by
 /// the listener's stream idle timeout, since the filter is not called for it.
 pub const MAX_HOLD: Duration = Duration::from_secs(10);
+
+/// A stream that was looked at this often without saying its name is given up: it comes in crumbs, and each look begins
+/// at its first byte.
+pub const MAX_LOOKS: u32 = 256;
 
 /// What the first bytes of a stream say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,20 +30,41 @@ pub enum Peek {
     Name(String),
     /// It names none, or none that can be read: compressed, malformed, not a name.
     Nothing,
-    /// More bytes are needed.
-    More,
+    /// So many bytes are needed, at least, counted from the first.
+    More(usize),
+}
+
+/// When to look at a stream that is held.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hold {
+    needed: usize,
+    looks: u32,
+}
+
+impl Hold {
+    /// Whether so many bytes can say more than those before.
+    pub fn is_due(&self, size: usize) -> bool {
+        size >= self.needed
+    }
+
+    /// After a look that asked for more: whether there is another one.
+    pub(crate) fn goes_on(&mut self, needed: usize) -> bool {
+        self.needed = needed;
+        self.looks = self.looks.saturating_add(1);
+        self.looks < MAX_LOOKS
+    }
 }
 
 /// Looks for the name in the first bytes of a stream, the frame header included.
 pub fn model_name_in_message(bytes: &[u8]) -> Peek {
     let Some((&compressed, after_flag)) = bytes.split_first() else {
-        return Peek::More;
+        return Peek::More(FRAME_HEADER);
     };
     if compressed != 0 {
         return Peek::Nothing;
     }
     let Some((length, body)) = after_flag.split_first_chunk::<4>() else {
-        return Peek::More;
+        return Peek::More(FRAME_HEADER);
     };
     let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
     let message = Message {
@@ -49,8 +76,11 @@ pub fn model_name_in_message(bytes: &[u8]) -> Peek {
             Ok(name) if is_name(name) => Peek::Name(name.to_owned()),
             _ => Peek::Nothing,
         },
-        Err(Missing::Bytes) if bytes.len() < MAX_PEEK => Peek::More,
-        Err(_) => Peek::Nothing,
+        Err(Missing::Bytes(more)) => match bytes.len().saturating_add(more) {
+            needed if needed <= MAX_PEEK => Peek::More(needed),
+            _ => Peek::Nothing,
+        },
+        Err(Missing::Field) => Peek::Nothing,
     }
 }
 
@@ -63,8 +93,8 @@ struct Message<'a> {
 /// Why a field is not there.
 #[derive(Clone, Copy)]
 enum Missing {
-    /// The bytes end too early; more may come.
-    Bytes,
+    /// The bytes end so many too early, at least; more may come.
+    Bytes(usize),
     /// The message ends, or is malformed.
     Field,
 }
@@ -100,11 +130,9 @@ impl<'a> Message<'a> {
     }
 
     fn take(&mut self, length: u64) -> Result<&'a [u8], Missing> {
-        let taken = usize::try_from(length)
-            .ok()
-            .and_then(|length| self.bytes.split_at_checked(length));
-        let Some((value, rest)) = taken else {
-            return Err(self.at_end());
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let Some((value, rest)) = self.bytes.split_at_checked(length) else {
+            return Err(self.without(length.saturating_sub(self.bytes.len())));
         };
         self.bytes = rest;
         Ok(value)
@@ -114,7 +142,7 @@ impl<'a> Message<'a> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let Some((&byte, rest)) = self.bytes.split_first() else {
-                return Err(self.at_end());
+                return Err(self.without(1));
             };
             self.bytes = rest;
             value |= u64::from(byte & 0x7f) << shift;
@@ -125,11 +153,12 @@ impl<'a> Message<'a> {
         Err(Missing::Field)
     }
 
-    fn at_end(&self) -> Missing {
+    /// For want of so many bytes.
+    fn without(&self, more: usize) -> Missing {
         if self.whole {
             Missing::Field
         } else {
-            Missing::Bytes
+            Missing::Bytes(more)
         }
     }
 }

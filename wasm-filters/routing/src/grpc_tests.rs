@@ -72,6 +72,32 @@ fn the_first_name_that_is_not_empty_decides() {
     assert_eq!(model_name_in_message(&bytes), named("a"));
 }
 
+#[test]
+fn crumbs_are_given_up() {
+    // Each field of two bytes could be the last before the name.
+    let bytes = frame(&b"\x10\x01".repeat(20_000));
+    let (mut hold, mut size) = (Hold::default(), 0);
+    loop {
+        size += 1;
+        if !hold.is_due(size) {
+            continue;
+        }
+        match model_name_in_message(&bytes[..size]) {
+            Peek::More(needed) if hold.goes_on(needed) => {}
+            outcome => {
+                assert!(matches!(outcome, Peek::More(_)));
+                break;
+            }
+        }
+    }
+    assert!(size < 1_000, "{size} bytes");
+    // What lies behind a field too long is not waited for.
+    assert_eq!(
+        model_name_in_message(&[&[0, 0, 1, 0, 9], b"\x12\x80\x80\x04".as_slice()].concat()),
+        Peek::Nothing
+    );
+}
+
 proptest! {
     #[test]
     fn any_bytes_do(bytes in proptest::collection::vec(any::<u8>(), 0..300), framed: bool) {
@@ -104,6 +130,30 @@ proptest! {
         let bytes = frame(&message);
         prop_assert_eq!(model_name_in_message(&bytes), Peek::Name(name.clone()));
         let start = model_name_in_message(&bytes[..cut.index(bytes.len())]);
-        prop_assert!(start == Peek::More || start == Peek::Name(name), "{:?}", start);
+        if let Peek::More(needed) = start {
+            prop_assert!(needed <= bytes.len() && needed > cut.index(bytes.len()));
+        } else {
+            prop_assert_eq!(start, Peek::Name(name.clone()));
+        }
+        // Byte by byte, a name is found with its last one, though most are not looked at.
+        let mut hold = Hold::default();
+        let (mut found, mut looks) = (None, 0);
+        for size in 1..=bytes.len() {
+            if !hold.is_due(size) {
+                continue;
+            }
+            looks += 1;
+            match model_name_in_message(&bytes[..size]) {
+                Peek::More(needed) => prop_assert!(hold.goes_on(needed)),
+                other => {
+                    found = Some((size, other));
+                    break;
+                }
+            }
+        }
+        let (size, found) = found.expect("the whole message decides");
+        prop_assert_eq!(found, Peek::Name(name));
+        let more = matches!(model_name_in_message(&bytes[..size - 1]), Peek::More(needed) if needed == size);
+        prop_assert!(more && looks < 64, "{} looks", looks);
     }
 }

@@ -12,7 +12,8 @@
 //! Seen in Envoy 1.40 with `c:%REQ(seldon-model)%`: an absent or empty header gives `c:` (not `c:-`), of several
 //! `seldon-model` headers the first value counts, nothing is truncated, and a `%` in the value is not expanded again.
 //! The name is therefore read from `x-seldon-scope`, where there is one value only and which agrees with the
-//! scope that Envoy selected; Envoy would hand several `seldon-model` headers to the filter joined by commas.
+//! scope that Envoy selected. Of several headers of one name Envoy hands the filter the first value: so it is with the
+//! cohort's header. Only `x-seldon-route` is worth reading all headers for, where its first value names nobody.
 //!
 //! # Experiments
 //! `x-seldon-route` that names a version of a live candidate wins ([`Rule::Sticky`]), else the cohort's header
@@ -20,8 +21,8 @@
 //! among the candidate's versions. Without any weight the request goes where the scope of its name leads.
 //!
 //! # Names
-//! A derived name is UTF-8 without control characters, slashes or spaces around it, so a scope key such as `i:iris/1`
-//! can be reached through an experiment's configuration only.
+//! A derived name is UTF-8 without control characters, slashes or spaces around it. Whatever a client names stands after
+//! `c:` in its scope's key, so keys such as `i:iris_1` can be reached through an experiment's configuration only.
 #![deny(missing_docs)]
 // What panics here takes the whole worker's filter down, so nothing that can panic compiles outside tests.
 #![cfg_attr(
@@ -47,16 +48,17 @@ mod random;
 mod read;
 mod router;
 
-pub use answer::is_failure;
+pub use answer::{Answer, is_failure};
 pub use config::{
     Candidate, Config, ConfigError, Copy, EXPERIMENT_SUFFIX, Experiment, Mirror, Version,
 };
 pub use explain::{Chance, Explanation, explain};
-pub use grpc::{MAX_HOLD, MAX_PEEK, Peek, model_name_in_message};
+pub use grpc::{Hold, MAX_HOLD, MAX_LOOKS, MAX_PEEK, Peek, model_name_in_message};
 pub use name::{MAX_NAME, MAX_PATH, model_name_in_path};
 pub use random::Random;
 pub use router::{
     Choice, Decision, Headers, MAX_STICKY, NamedBy, Router, Rule, Steering, Write, is_grpc,
+    is_stream,
 };
 
 /// Header names that the filter reads and writes.

@@ -96,8 +96,8 @@ fn the_clients_header_beats_the_path_and_is_left_to_the_router() {
         let decision = decide(&config, &random, &[("x-seldon-scope", scope), path]);
         assert_eq!(decision, Decision::Leave, "{scope}");
     }
-    // Two headers, the first empty: the scope key shows the first, so there is no name.
-    let twice = [("x-seldon-scope", "c:"), ("seldon-model", ",b"), path];
+    // The first of two headers is empty: so is the scope key, so there is no name.
+    let twice = [("x-seldon-scope", "c:"), ("seldon-model", "b"), path];
     assert_eq!(
         written(&decide(&config, &random, &twice), "x-seldon-scope"),
         Some("c:iris")
@@ -126,20 +126,27 @@ fn a_grpc_request_without_name_awaits_its_message() {
     assert_eq!(router.on_headers(&request, false), Decision::AwaitMessage);
     assert_eq!(router.on_headers(&request, true), Decision::Leave);
     assert_eq!(
-        router.on_message(&request, b"\0\0\0", false),
+        router.on_message(&request, &mut Hold::default(), b"\0\0\0", false),
         Decision::AwaitMessage
     );
     assert_eq!(
-        router.on_message(&request, b"\0\0\0", true),
+        router.on_message(&request, &mut Hold::default(), b"\0\0\0", true),
         Decision::Leave
     );
-    let decision = router.on_message(&request, b"\0\0\0\0\x03\x0a\x01a", false);
+    let decision = router.on_message(
+        &request,
+        &mut Hold::default(),
+        b"\0\0\0\0\x03\x0a\x01a",
+        false,
+    );
     assert_eq!(written(&decision, "x-seldon-scope"), Some("c:a"));
     assert_eq!(written(&decision, "seldon-model"), Some("a"));
 
     for (kind, waits) in [
         ("application/grpc+proto", true),
-        ("application/grpc;a=b", true),
+        ("application/grpc+", true),
+        ("application/grpc;a=b", false),
+        ("application/grpc ", false),
         ("application/grpc-web", false),
         ("application/json", false),
     ] {
@@ -189,7 +196,12 @@ fn an_experiment_is_entered_by_header_path_and_message() {
         config: &config,
         random: &random,
     };
-    let by_message = router.on_message(&headers(&[]), b"\0\0\0\0\x06\x0a\x04iris", true);
+    let by_message = router.on_message(
+        &headers(&[]),
+        &mut Hold::default(),
+        b"\0\0\0\0\x06\x0a\x04iris",
+        true,
+    );
     assert_eq!(chosen(&by_message).1, "a");
     // Neither the experiment's bare name nor a candidate's own is one.
     for name in ["c:x", "c:a", "c:a_1", "c:iris.experiment"] {
@@ -383,7 +395,7 @@ proptest! {
         map.extend(model.map(|v| ("seldon-model", v.into_bytes())));
         let random = Random::default();
         let router = Router { config: &config, random: &random };
-        for decision in [router.on_headers(&map, false), router.on_message(&map, &body, false)] {
+        for decision in [router.on_headers(&map, false), router.on_message(&map, &mut Hold::default(), &body, false)] {
             let Decision::Steer(steering) = &decision else { continue };
             let scope = written(&decision, "x-seldon-scope").expect("a steered request has a scope");
             if let Some(choice) = &steering.choice {
