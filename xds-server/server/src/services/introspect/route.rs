@@ -82,11 +82,26 @@ fn experiment_of(state: &State, name: &str) -> Option<Arc<str>> {
 /// Headers as a client would send them.
 struct Sent<'a>(&'a [Header]);
 
+impl Sent<'_> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &str> {
+        let of_name = self
+            .0
+            .iter()
+            .filter(move |h| h.name.eq_ignore_ascii_case(name));
+        of_name.map(|h| h.value.as_str())
+    }
+}
+
 impl seldon_routing::Headers for Sent<'_> {
+    /// The first value, as Envoy hands it to the filter.
     fn get(&self, name: &str) -> Option<Vec<u8>> {
-        let of_name = self.0.iter().filter(|h| h.name.eq_ignore_ascii_case(name));
-        let values: Vec<&str> = of_name.map(|h| h.value.as_str()).collect();
-        (!values.is_empty()).then(|| values.join(",").into_bytes())
+        self.values(name)
+            .next()
+            .map(|value| value.as_bytes().to_vec())
+    }
+
+    fn all(&self, name: &str) -> Vec<u8> {
+        self.values(name).collect::<Vec<_>>().join(",").into_bytes()
     }
 }
 
