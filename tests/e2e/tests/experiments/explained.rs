@@ -113,6 +113,8 @@ async fn explained(fleet: &Fleet) -> Result<()> {
             counted == requests,
             "{counted:?}, but {requests:?} were answered"
         );
+        let begun = counters(fleet, "seldon_experiment_begun_total", "e")?;
+        ensure!(begun == requests, "{begun:?} begun of {requests:?}");
         let errors = counters(fleet, "seldon_experiment_errors_total", "e")?;
         let sum: f64 = errors.values().sum();
         ensure!(
