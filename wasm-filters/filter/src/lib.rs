@@ -268,8 +268,8 @@ impl Answer for HostAnswer {
 
     fn is_cut(&self) -> bool {
         /// Envoy's response flags of an answer that its upstream did not end: timeout, reset here, reset there,
-        /// connection gone.
-        const CUT: u64 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6;
+        /// connection gone, and HTTP/1 that ended before its length (seen in Envoy 1.40).
+        const CUT: u64 = (1 << 2) | (1 << 3) | (1 << 4) | (1 << 6) | (1 << 23);
         let flags = hostcalls::get_property(vec!["response", "flags"]);
         let flags = flags.ok().flatten().unwrap_or_default();
         let flags = flags.try_into().map_or(0, u64::from_le_bytes);
