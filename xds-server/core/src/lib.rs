@@ -23,9 +23,7 @@ mod view;
 mod world;
 
 pub use config::{Config, Synchronisation};
-pub use effect::{
-    Counts, Effect, Record, Refusal, RolloutEvent, RolloutOutcome, RolloutRecord,
-};
+pub use effect::{Counts, Effect, Record, Refusal, RolloutEvent, RolloutOutcome, RolloutRecord};
 pub use event::{AgentKey, Event, Generation, Measurement, Now, StreamId};
 pub use experiment::{CandidateVerdict, ExperimentExplanation, MirrorVerdict, RolloutVerdict};
 pub use explain::{Explanation, ReplicaVerdict, ServerVerdict};

@@ -475,7 +475,7 @@ fn a_roll_out_goes_up_step_by_step() {
     };
     assert_eq!((stored.step, stored.history.len()), (1, 2));
     sim.settle();
-    // At 100 % the default's step before is compared with. 
+    // At 100 % the default's step before is compared with.
     measure(&mut sim, 60, 0, 14);
     assert_eq!(rollout_of(&sim).waits_for, "the interval to end");
     // Time alone decides nothing.
@@ -595,7 +595,11 @@ fn another_version_begins_the_step_again() {
 
 #[test]
 fn the_default_stands_in_where_it_alone_is_left() {
-    let mut sim = started(experiment("e", Some("iris"), &[("iris", 0), ("iris2", 100)]));
+    let mut sim = started(experiment(
+        "e",
+        Some("iris"),
+        &[("iris", 0), ("iris2", 100)],
+    ));
     assert_eq!(sim.split("e"), ["iris*0", "iris2*100"]);
     sim.disconnect(&agent("on-iris2", 0));
     assert_eq!(sim.split("e"), ["iris*1"]);

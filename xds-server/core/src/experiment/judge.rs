@@ -153,7 +153,8 @@ pub(crate) fn judge(
     let latency = format!("{mean:.1} ms on average against {usual:.1} ms");
     let most = theirs + guard.increase;
     let (least, _) = bounds(candidate.errors, candidate.requests);
-    let (_, theirs_at_most) = default.map_or((0.0, 0.0), |counts| bounds(counts.errors, counts.requests));
+    let (_, theirs_at_most) =
+        default.map_or((0.0, 0.0), |counts| bounds(counts.errors, counts.requests));
     if least > theirs_at_most + guard.increase {
         return Judgement::Violated(errors);
     }
@@ -247,13 +248,19 @@ mod tests {
             begun: 300,
             ..Counts::default()
         };
-        assert!(matches!(judge(default, all, &GUARD, 2), Judgement::Violated(_)));
+        assert!(matches!(
+            judge(default, all, &GUARD, 2),
+            Judgement::Violated(_)
+        ));
         // A few are under way at any time.
         let usual = Counts {
             begun: 203,
             ..counts(200, 0, 10)
         };
-        assert!(matches!(judge(default, usual, &GUARD, 5), Judgement::Holds(_)));
+        assert!(matches!(
+            judge(default, usual, &GUARD, 5),
+            Judgement::Holds(_)
+        ));
     }
 
     #[test]

@@ -257,7 +257,12 @@ impl Rollout {
             return "the counters of an Envoy to be readable".into();
         }
         let intervals = self.intervals(window, now);
-        match judge(self.compared(window), window.candidate, &self.guard, intervals) {
+        match judge(
+            self.compared(window),
+            window.candidate,
+            &self.guard,
+            intervals,
+        ) {
             Judgement::TooFew(count) => format!("more requests: {count}"),
             Judgement::Doubtful(errors) => format!("better figures: {errors}"),
             Judgement::Holds(_) if self.due().is_some_and(|due| due > now.monotonic) => {
