@@ -148,7 +148,6 @@ pub(crate) fn explain(entry: &Entry, around: Surroundings<'_>) -> ExperimentExpl
                 None => rollout.waits_for(route, around.world.now),
             },
             history: rollout.record.history.clone(),
-            due: rollout.due(),
         }),
         generation: entry.generation,
     }

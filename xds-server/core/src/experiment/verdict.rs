@@ -1,5 +1,5 @@
 //! Why an experiment splits as it does: what status and `explain` show.
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{Generation, RolloutEvent};
 
@@ -55,6 +55,4 @@ pub struct RolloutVerdict {
     /// What the next decision waits for, in words.
     pub waits_for: String,
     pub history: Vec<RolloutEvent>,
-    /// When (monotonic) the step may end at the earliest, while it runs.
-    pub due: Option<Duration>,
 }
