@@ -4,7 +4,7 @@ mod fakes;
 
 use std::fs;
 
-use fakes::{Fake, Ran, World, seldon};
+use fakes::{Bench, Fake, World, seldon};
 use seldon_proto::scheduler::*;
 use tempfile::TempDir;
 use tonic::Status;
@@ -18,39 +18,6 @@ spec:
   requirements:
   - sklearn
 ";
-
-struct Bench {
-    home: TempDir,
-    host: String,
-    fake: Fake,
-}
-
-impl Bench {
-    async fn new(world: World) -> Self {
-        let fake = Fake::new(world);
-        let host = fake.serve().await;
-        Self {
-            home: TempDir::new().unwrap(),
-            host,
-            fake,
-        }
-    }
-
-    async fn run(&self, words: &[&str]) -> Ran {
-        seldon(
-            self.home.path(),
-            &[("SELDON_SCHEDULE_HOST", &self.host)],
-            words,
-        )
-        .await
-    }
-
-    fn file(&self, name: &str, text: &str) -> String {
-        let path = self.home.path().join(name);
-        fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-}
 
 fn model(name: &str, state: model_status::ModelState, reason: &str) -> ModelStatusResponse {
     ModelStatusResponse {

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use fakes::{Fake, Ran, World, body, data_plane, seldon};
+use fakes::{Bench, World, body, data_plane, seldon};
 use hyper::Response;
 use prost::Message as _;
 use seldon_proto::{
@@ -24,29 +24,6 @@ const SPLIT: &str = concat!(
 );
 const DATA: &str =
     r#"{"inputs":[{"name":"predict","shape":[1,4],"datatype":"FP32","data":[[1,2,3,4]]}]}"#;
-
-struct Bench {
-    home: TempDir,
-    host: String,
-    fake: Fake,
-}
-
-impl Bench {
-    async fn new(world: World) -> Self {
-        let fake = Fake::new(world);
-        let host = fake.serve().await;
-        Self {
-            home: TempDir::new().unwrap(),
-            host,
-            fake,
-        }
-    }
-
-    async fn run(&self, words: &[&str]) -> Ran {
-        let host = [("SELDON_SCHEDULE_HOST", self.host.as_str())];
-        seldon(self.home.path(), &host, words).await
-    }
-}
 
 fn status(active: bool, description: &str) -> ExperimentStatusResponse {
     ExperimentStatusResponse {

@@ -19,6 +19,7 @@ use seldon_grpc::{
     scheduler::scheduler_server::{Scheduler, SchedulerServer},
 };
 use seldon_proto::{chainer, introspect as intro, scheduler::*};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_stream::{Iter, iter, wrappers::TcpListenerStream};
 use tonic::{Status, async_trait, body::Body};
@@ -442,5 +443,35 @@ pub async fn seldon(home: &Path, vars: &[(&str, &str)], words: &[&str]) -> Ran {
         code: status.code().unwrap_or(-1),
         out: text(stdout),
         err: text(stderr),
+    }
+}
+
+/// The command in a home of its own, with a fake scheduler to talk to.
+pub struct Bench {
+    pub home: TempDir,
+    pub host: String,
+    pub fake: Fake,
+}
+
+impl Bench {
+    pub async fn new(world: World) -> Self {
+        let fake = Fake::new(world);
+        let host = fake.serve().await;
+        Self {
+            home: TempDir::new().unwrap(),
+            host,
+            fake,
+        }
+    }
+
+    pub async fn run(&self, words: &[&str]) -> Ran {
+        let host = [("SELDON_SCHEDULE_HOST", self.host.as_str())];
+        seldon(self.home.path(), &host, words).await
+    }
+
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.home.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
     }
 }
