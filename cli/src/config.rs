@@ -27,6 +27,16 @@ struct Configs {
 pub(crate) struct Settings {
     pub(crate) dataplane: DataPlane,
     pub(crate) controlplane: ControlPlane,
+    pub(crate) kafka: Kafka,
+}
+
+/// Where records are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Kafka {
+    pub(crate) bootstrap: Option<String>,
+    pub(crate) namespace: Option<String>,
+    pub(crate) topic_prefix: Option<String>,
 }
 
 /// Where inference goes.
@@ -202,6 +212,7 @@ mod tests {
             Some("s:9044")
         );
         assert_eq!(settings.controlplane.files.crt_path, None);
+        assert_eq!(settings.kafka.topic_prefix.as_deref(), Some("p"));
     }
 
     #[test]

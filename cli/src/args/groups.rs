@@ -1,7 +1,7 @@
 //! The commands of each group.
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Subcommand};
+use clap::{ArgAction, Args, Subcommand, ValueEnum};
 
 use super::flags::{Control, Display, Force, Host, InferFlags, Target, Wait, go_bool};
 use crate::output::Format;
@@ -34,6 +34,8 @@ pub(crate) enum PipelineCommand {
     List(List),
     /// Ask a pipeline
     Infer(Infer),
+    /// Show the last records of a pipeline's steps, as they are in Kafka
+    Inspect(Inspect),
 }
 
 #[derive(Debug, Subcommand)]
@@ -211,6 +213,47 @@ pub(crate) struct Infer {
     pub(crate) data: Option<String>,
     #[command(flatten)]
     pub(crate) flags: InferFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InspectFormat {
+    /// A line a record: topic, key and value
+    Raw,
+    /// One line of JSON
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// `<pipeline>`, `<pipeline>.inputs`, `<pipeline>.<step>`, `<pipeline>.<step>.outputs` or
+    /// `<pipeline>.<step>.outputs.<tensor>`
+    pub(crate) expression: String,
+    #[command(flatten)]
+    pub(crate) control: Control,
+    /// Address of a Kafka broker [env: SELDON_KAFKA_BROKER] [default: 0.0.0.0:9092]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) kafka_broker: Option<String>,
+    /// Settings of Kafka, in place of --kafka-broker [env: SELDON_KAFKA_CONFIG_PATH]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kafka_config_path: Option<PathBuf>,
+    /// Namespace in the names of topics [env: POD_NAMESPACE] [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    /// Records to show of each partition, or to look through for --request-id, from the newest back
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) offset: i64,
+    /// Only records of this request
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    pub(crate) request_id: String,
+    /// Form of the answer
+    #[arg(long, value_enum, value_name = "FORM", default_value = "raw")]
+    pub(crate) format: InspectFormat,
+    /// Cut long values
+    #[arg(long, short)]
+    pub(crate) truncate: bool,
+    /// Seconds to wait at most
+    #[arg(long, short = 'd', value_name = "SECONDS", default_value_t = 5)]
+    pub(crate) timeout_secs: u64,
 }
 
 #[derive(Debug, Args)]

@@ -5,8 +5,9 @@ mod groups;
 use clap::{CommandFactory as _, Parser, Subcommand};
 pub(crate) use flags::{Control, Display, Host, InferFlags, InferenceMode, Target};
 pub(crate) use groups::{
-    ConfigCommand, Each, EachStatus, ExperimentCommand, ExplainCommand, Infer, Introspection,
-    Metadata, ModelCommand, PipelineCommand, ServerCommand, StateWait, XdsCommand,
+    ConfigCommand, Each, EachStatus, ExperimentCommand, ExplainCommand, Infer, Inspect,
+    InspectFormat, Introspection, Metadata, ModelCommand, PipelineCommand, ServerCommand,
+    StateWait, XdsCommand,
 };
 
 /// Loads models, pipelines and experiments, asks them, and tells how they are

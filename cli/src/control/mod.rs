@@ -5,6 +5,7 @@ mod experiment_page;
 pub(crate) mod explain;
 mod explain_route;
 pub(crate) mod files;
+mod inspect;
 pub(crate) mod model;
 pub(crate) mod pipeline;
 pub(crate) mod server;

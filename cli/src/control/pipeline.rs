@@ -6,7 +6,10 @@ use seldon_proto::scheduler::{
     UnloadPipelineRequest, pipeline_version_state::PipelineStatus,
 };
 
-use super::session::{SUBSCRIBER, Seen, Session};
+use super::{
+    inspect,
+    session::{SUBSCRIBER, Seen, Session},
+};
 use crate::{
     args::{Control, Display, PipelineCommand, StateWait, Target},
     infer, manifests,
@@ -46,6 +49,7 @@ pub(crate) async fn run(command: PipelineCommand) -> Result<()> {
         }
         PipelineCommand::List(args) => list(&args.control, &args.display).await,
         PipelineCommand::Infer(args) => infer::pipeline(args).await,
+        PipelineCommand::Inspect(args) => inspect::run(args).await,
     }
 }
 
