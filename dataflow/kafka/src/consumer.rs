@@ -1,0 +1,282 @@
+//! Reading records.
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{CommitMode, Consumer as _, ConsumerGroupMetadata, StreamConsumer},
+    message::{BorrowedMessage, Headers as _},
+};
+use seldon_records::{Headers, Record};
+use tokio::task::spawn_blocking;
+
+use crate::{ReadError, Result, Settings, context::Context};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where to begin to read a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// At what is oldest.
+    Beginning,
+    /// At what comes next. Found out when reading begins: what must not be missed is given by [`Consumer::ends`].
+    End,
+    /// There.
+    Offset(i64),
+    /// Where the group is, else at the end. Asks the broker: see [`Consumer::positions`] for a way that does not block.
+    Committed,
+}
+
+/// Reads the partitions it is told to; its group only holds offsets. Never a member of a rebalancing group.
+pub struct Consumer {
+    client: Arc<StreamConsumer<Context>>,
+    /// One allocation per topic rather than per record.
+    topics: Mutex<HashSet<Arc<str>>>,
+}
+
+impl Consumer {
+    /// `group` holds its offsets. `committed_only`: nothing of aborted or unfinished transactions is read.
+    pub fn new(settings: &Settings, group: &str, committed_only: bool) -> Result<Self> {
+        let (config, context) = settings.consumer(group, committed_only)?;
+        let client = config
+            .create_with_context(context)
+            .map_err(|error| anyhow::anyhow!("no Kafka consumer: {error}"))?;
+        Ok(Self {
+            client: Arc::new(client),
+            topics: Mutex::default(),
+        })
+    }
+
+    /// Begins to read these too; none of them is read already.
+    pub fn assign(&self, partitions: &[(Arc<str>, i32, Position)]) -> Result<()> {
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let committed: Vec<_> = partitions
+            .iter()
+            .filter(|(.., position)| *position == Position::Committed)
+            .map(|(topic, partition, _)| (Arc::clone(topic), *partition))
+            .collect();
+        let mut resolved = resolve(&self.client, &committed)?.into_iter();
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for (topic, partition, position) in partitions {
+            let offset = match position {
+                Position::Beginning => Offset::Beginning,
+                Position::End => Offset::End,
+                Position::Offset(offset) => Offset::Offset(*offset),
+                Position::Committed => resolved.next().map_or(Offset::End, Offset::Offset),
+            };
+            list.add_partition_offset(topic, *partition, offset)?;
+        }
+        let assigned = self.client.incremental_assign(&list);
+        assigned.with_context(|| format!("cannot read {}", named(partitions.iter().map(|p| &p.0))))
+    }
+
+    /// Reads these no more; nothing of them comes after this.
+    pub fn unassign(&self, partitions: &[(Arc<str>, i32)]) -> Result<()> {
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        self.client.incremental_unassign(&list(partitions))?;
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        for (topic, _) in partitions {
+            topics.remove(topic);
+        }
+        Ok(())
+    }
+
+    /// Goes on at another offset; nothing read before comes after this.
+    pub fn seek(&self, topic: &str, partition: i32, offset: i64) -> Result<()> {
+        let sought = self
+            .client
+            .seek(topic, partition, Offset::Offset(offset), Duration::ZERO);
+        sought.with_context(|| format!("cannot go to {offset} in {topic}/{partition}"))
+    }
+
+    /// Nothing of these comes until they are resumed.
+    pub fn pause(&self, partitions: &[(Arc<str>, i32)]) {
+        if let Err(error) = self.client.pause(&list(partitions)) {
+            tracing::debug!("cannot pause: {error}");
+        }
+    }
+
+    /// Goes on with these.
+    pub fn resume(&self, partitions: &[(Arc<str>, i32)]) {
+        if let Err(error) = self.client.resume(&list(partitions)) {
+            tracing::debug!("cannot resume: {error}");
+        }
+    }
+
+    /// The next record of any partition. Cancelling loses nothing.
+    pub async fn recv(&self) -> Result<Record, ReadError> {
+        match self.client.recv().await {
+            Ok(message) => Ok(self.record(&message)),
+            Err(error) => Err(ReadError::from(&error)),
+        }
+    }
+
+    fn record(&self, message: &BorrowedMessage<'_>) -> Record {
+        let bytes = |bytes: Option<&[u8]>| bytes.map(Bytes::copy_from_slice);
+        let headers = message.headers().into_iter().flat_map(|all| all.iter());
+        let headers: Headers = headers
+            .map(|header| (header.key, bytes(header.value).unwrap_or_default()))
+            .collect();
+        Record {
+            topic: self.topic(message.topic()),
+            partition: message.partition(),
+            offset: message.offset(),
+            key: bytes(message.key()),
+            value: bytes(message.payload()),
+            headers,
+            timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
+        }
+    }
+
+    fn topic(&self, name: &str) -> Arc<str> {
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        match topics.get(name) {
+            Some(topic) => Arc::clone(topic),
+            None => {
+                let topic: Arc<str> = name.into();
+                topics.insert(Arc::clone(&topic));
+                topic
+            }
+        }
+    }
+
+    /// The group's offsets, `None` where it has none.
+    pub async fn committed(&self, partitions: &[(Arc<str>, i32)]) -> Result<Vec<Option<i64>>> {
+        let partitions = partitions.to_vec();
+        self.blocking(move |client| committed(client, &partitions))
+            .await
+    }
+
+    /// The offsets of what will be written next, of many partitions at once.
+    pub async fn ends(&self, partitions: &[(Arc<str>, i32)]) -> Result<Vec<i64>> {
+        let partitions = partitions.to_vec();
+        self.blocking(move |client| ends(client, &partitions)).await
+    }
+
+    /// Where the group goes on: its offsets, else the ends.
+    pub async fn positions(&self, partitions: &[(Arc<str>, i32)]) -> Result<Vec<i64>> {
+        let partitions = partitions.to_vec();
+        self.blocking(move |client| resolve(client, &partitions))
+            .await
+    }
+
+    /// Stores the offsets to go on at.
+    pub async fn commit(&self, offsets_: &[(Arc<str>, i32, i64)]) -> Result<()> {
+        if offsets_.is_empty() {
+            return Ok(());
+        }
+        let list = offsets(offsets_)?;
+        self.blocking(move |client| Ok(client.commit(&list, CommitMode::Sync)?))
+            .await
+            .context("offsets cannot be stored")
+    }
+
+    /// The oldest offset and the one written next.
+    pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
+        let name = topic.to_owned();
+        self.blocking(move |client| Ok(client.fetch_watermarks(&name, partition, PATIENCE)?))
+            .await
+            .with_context(|| format!("the offsets of {topic}/{partition} cannot be found out"))
+    }
+
+    pub(crate) fn group(&self) -> Result<ConsumerGroupMetadata> {
+        self.client.group_metadata().context("there is no group")
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&StreamConsumer<Context>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let client = Arc::clone(&self.client);
+        spawn_blocking(move || work(&client)).await?
+    }
+}
+
+fn committed(
+    client: &StreamConsumer<Context>,
+    partitions: &[(Arc<str>, i32)],
+) -> Result<Vec<Option<i64>>> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = client
+        .committed_offsets(list(partitions), PATIENCE)
+        .context("the group's offsets cannot be read")?;
+    let offset = |(topic, partition): &(Arc<str>, i32)| {
+        let found = found.find_partition(topic, *partition);
+        match found.map(|found| found.offset()) {
+            Some(Offset::Offset(offset)) => Some(offset),
+            _ => None,
+        }
+    };
+    Ok(partitions.iter().map(offset).collect())
+}
+
+/// One request per broker, however many partitions: asking for a time of "the end" answers with the end.
+fn ends(client: &StreamConsumer<Context>, partitions: &[(Arc<str>, i32)]) -> Result<Vec<i64>> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut asked = list(partitions);
+    asked.set_all_offsets(Offset::End)?;
+    let found = client
+        .offsets_for_times(asked, PATIENCE)
+        .context("the ends of topics cannot be found out")?;
+    let offset = |(topic, partition): &(Arc<str>, i32)| {
+        let name = || format!("the end of {topic}/{partition} cannot be found out");
+        let found = found.find_partition(topic, *partition).with_context(name)?;
+        found.error().with_context(name)?;
+        match found.offset() {
+            Offset::Offset(offset) => Ok(offset),
+            other => anyhow::bail!("{}: {other:?}", name()),
+        }
+    };
+    partitions.iter().map(offset).collect()
+}
+
+fn resolve(client: &StreamConsumer<Context>, partitions: &[(Arc<str>, i32)]) -> Result<Vec<i64>> {
+    let committed = committed(client, partitions)?;
+    let without: Vec<_> = partitions
+        .iter()
+        .zip(&committed)
+        .filter(|(_, committed)| committed.is_none())
+        .map(|(partition, _)| partition.clone())
+        .collect();
+    let mut ends = ends(client, &without)?.into_iter();
+    let offset = |committed: Option<i64>| committed.or_else(|| ends.next()).unwrap_or(0);
+    Ok(committed.into_iter().map(offset).collect())
+}
+
+fn list(partitions: &[(Arc<str>, i32)]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for (topic, partition) in partitions {
+        list.add_partition(topic, *partition);
+    }
+    list
+}
+
+pub(crate) fn offsets(of: &[(Arc<str>, i32, i64)]) -> Result<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(of.len());
+    for (topic, partition, offset) in of {
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
+    }
+    Ok(list)
+}
+
+fn named<'a>(topics: impl Iterator<Item = &'a Arc<str>>) -> String {
+    let mut topics: Vec<&str> = topics.map(|topic| &**topic).collect();
+    topics.dedup();
+    match topics.len() {
+        0..=3 => topics.join(", "),
+        more => format!("{} and {} more topics", topics[..2].join(", "), more - 2),
+    }
+}
