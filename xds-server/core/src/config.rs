@@ -1,6 +1,8 @@
 //! The rules' settings.
 use std::time::Duration;
 
+use seldon_records::Names;
+
 /// What is waited for after a start, before anything is moved or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Synchronisation {
@@ -29,6 +31,17 @@ pub struct Config {
     pub retry_limit: u32,
     /// How long a model that is gone is still shown, and kept from being revived by an agent that was away.
     pub keep_terminated: Duration,
+    /// How topics are called.
+    pub names: Names,
+    /// Model gateways are told only of models that a pipeline uses or that have settings of dataflow.
+    pub topics_on_demand: bool,
+    /// How many owners a pipeline may have where several are of use (`maxShardCountMultiplier`).
+    pub shards: u32,
+    /// Workers beyond these numbers own nothing; 0 means all.
+    pub model_gateways_max: u32,
+    pub pipeline_gateways_max: u32,
+    /// A worker's own limit for an order.
+    pub order_timeout: Duration,
 }
 
 impl Config {
@@ -44,6 +57,12 @@ impl Config {
             retry_first: Duration::from_secs(5),
             retry_limit: 5,
             keep_terminated: Duration::from_secs(3600),
+            names: Names::new(None, "", None).expect("the default prefix is valid"),
+            topics_on_demand: false,
+            shards: 1,
+            model_gateways_max: 0,
+            pipeline_gateways_max: 0,
+            order_timeout: Duration::from_secs(120),
         }
     }
 

@@ -3,10 +3,11 @@ use std::{sync::Arc, time::Duration};
 
 use seldon_proto::{
     agent::ModelOperationMessage,
-    scheduler::{Experiment, Model},
+    chainer::PipelineUpdateMessage,
+    scheduler::{Experiment, Model, ModelStatusResponse, Pipeline, PipelineStatusResponse},
 };
 
-use crate::{AgentKey, StreamId};
+use crate::{AgentKey, StreamId, Worker};
 
 /// Desired state, as the store keeps it.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,13 @@ pub enum Record {
         /// What stays in force where `spec` cannot be.
         last_good: Option<Arc<Experiment>>,
         rollout: Option<RolloutRecord>,
+    },
+    /// A pipeline that is wanted, or (`deleted`) one whose removal is still under way.
+    Pipeline {
+        name: Arc<str>,
+        /// Those that are not gone yet, newest last; at least one.
+        versions: Vec<Arc<Pipeline>>,
+        deleted: bool,
     },
     /// A server's wish for replicas.
     Server {
@@ -80,6 +88,17 @@ pub struct RolloutEvent {
     pub reason: String,
 }
 
+/// What a worker is told to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// For a model gateway.
+    Model(Box<ModelStatusResponse>),
+    /// For a pipeline gateway.
+    Pipeline(Box<PipelineStatusResponse>),
+    /// For an engine.
+    Update(Box<PipelineUpdateMessage>),
+}
+
 /// What a step asks its owner to do, in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
@@ -89,6 +108,8 @@ pub enum Effect {
     ForgetExperiment(Arc<str>),
     /// The model is gone for good.
     ForgetModel(Arc<str>),
+    /// The pipeline is gone for good.
+    ForgetPipeline(Arc<str>),
     /// The server is gone for good.
     ForgetServer(Arc<str>),
     /// A command for an agent; a stream that is gone gives [`crate::Event::SendFailed`].
@@ -96,6 +117,13 @@ pub enum Effect {
         agent: AgentKey,
         stream: StreamId,
         message: Box<ModelOperationMessage>,
+    },
+    /// An order for a worker; a stream that is gone gives [`crate::Event::WorkerDisconnected`].
+    Tell {
+        worker: Worker,
+        stream: StreamId,
+        name: Arc<str>,
+        message: Order,
     },
     /// `State::route(model)` changed (also: appeared or disappeared).
     RouteChanged(Arc<str>),
@@ -107,6 +135,8 @@ pub enum Effect {
     ExperimentChanged(Arc<str>),
     /// The status of a model changed: tell subscribers.
     ModelChanged(Arc<str>),
+    /// The status of a pipeline changed: tell subscribers.
+    PipelineChanged(Arc<str>),
     /// The status of a server changed: tell subscribers.
     ServerChanged(Arc<str>),
     /// A drain has ended; `complete` when nothing is routed to the replica any more.

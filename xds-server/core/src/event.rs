@@ -3,10 +3,13 @@ use std::{sync::Arc, time::Duration};
 
 use seldon_proto::{
     agent::{AgentSubscribeRequest, ModelEventMessage},
-    scheduler::{Experiment, KubernetesMeta, Model, ServerNotify},
+    chainer::PipelineUpdateStatusMessage,
+    scheduler::{
+        Experiment, KubernetesMeta, Model, ModelUpdateStatusMessage, Pipeline, ServerNotify,
+    },
 };
 
-use crate::Record;
+use crate::{Endpoint, Record};
 
 /// The time of an event, told by whoever observed it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +25,17 @@ pub type Generation = u64;
 
 /// One subscription of an agent, unique in the life of a scheduler.
 pub type StreamId = u64;
+
+/// Processes that pipelines run in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Worker {
+    /// Takes requests to models from topics and writes their answers to others.
+    ModelGateway,
+    /// Takes requests to pipelines over HTTP and gRPC.
+    PipelineGateway,
+    /// Moves records from step to step.
+    Engine,
+}
 
 /// A replica of a server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +73,34 @@ pub enum Event {
     StopExperiment {
         name: String,
     },
+    /// A pipeline that is wanted. Its version, and where it has none its uid, are given by the rules.
+    LoadPipeline(Box<Pipeline>),
+    UnloadPipeline {
+        name: String,
+    },
+    /// A worker subscribed. A second stream of the same name replaces the first.
+    WorkerConnected {
+        worker: Worker,
+        stream: StreamId,
+        name: Arc<str>,
+        /// Of a pipeline gateway: where Envoys find it; `replica` is set by the rules.
+        endpoint: Option<Endpoint>,
+    },
+    /// A worker's stream ended, or could not take an order. Ignored where a newer stream of the same name took over.
+    WorkerDisconnected {
+        worker: Worker,
+        stream: StreamId,
+        name: Arc<str>,
+    },
+    /// An engine or a pipeline gateway says how an order ended.
+    PipelineReported {
+        worker: Worker,
+        report: Box<PipelineUpdateStatusMessage>,
+    },
+    /// A model gateway says how an order ended.
+    ModelReported(Box<ModelUpdateStatusMessage>),
+    /// `maxShardCountMultiplier` is another.
+    Shards(u32),
     /// What Envoys counted since they were last read, of experiments with a roll-out under way; also that they counted
     /// nothing. Of a step under way, what comes after the first reading counts.
     Measured(Vec<Measurement>),

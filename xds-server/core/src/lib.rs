@@ -23,10 +23,15 @@ mod view;
 mod world;
 
 pub use config::{Config, Synchronisation};
-pub use effect::{Counts, Effect, Record, Refusal, RolloutEvent, RolloutOutcome, RolloutRecord};
-pub use event::{AgentKey, Event, Generation, Measurement, Now, StreamId};
+pub use effect::{
+    Counts, Effect, Order, Record, Refusal, RolloutEvent, RolloutOutcome, RolloutRecord,
+};
+pub use event::{AgentKey, Event, Generation, Measurement, Now, StreamId, Worker};
 pub use experiment::{CandidateVerdict, ExperimentExplanation, MirrorVerdict, RolloutVerdict};
 pub use explain::{Explanation, ReplicaVerdict, ServerVerdict};
 pub use model::RETRY_PARAMETER;
 pub use state::{Outcome, State};
-pub use view::{Endpoint, ExperimentRoute, LiveCandidate, LiveMirror, ReplicaSet, Route, Split};
+pub use view::{
+    Endpoint, ExperimentRoute, LiveCandidate, LiveMirror, PIPELINE_GATEWAYS, PIPELINE_SUFFIX,
+    ReplicaSet, Route, Split,
+};

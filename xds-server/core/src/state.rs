@@ -105,6 +105,7 @@ impl State {
         let index = &self.experiments.index;
         (!entry.splits.is_empty()).then(|| Route {
             model: entry.name.clone(),
+            pipeline: false,
             splits: entry.splits.clone(),
             retry: retries(spec),
             log_payloads: logs_payloads(spec),

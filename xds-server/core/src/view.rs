@@ -1,6 +1,11 @@
 //! What others see of the world: the routes and the endpoints behind them.
 use std::{collections::BTreeSet, sync::Arc};
 
+/// Stands for a server in the routes of pipelines, whose replicas are pipeline gateways. No server can be called so.
+pub const PIPELINE_GATEWAYS: &str = "PipelineGateway";
+/// Behind a pipeline's name in requests and routes.
+pub const PIPELINE_SUFFIX: &str = ".pipeline";
+
 /// The replicas of one server that serve one version of a model; the unit of an Envoy cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplicaSet {
@@ -11,6 +16,7 @@ pub struct ReplicaSet {
 /// One version's share of a model's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
+    /// 0 in the route of a pipeline, whose gateways serve all of its versions.
     pub version: u32,
     pub replicas: ReplicaSet,
     /// Parts of the sum of all weights of the route; never 0.
@@ -20,7 +26,10 @@ pub struct Split {
 /// Where the requests of a model go. A model without a replica that can answer has no route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
+    /// A model's name, or a pipeline's with [`PIPELINE_SUFFIX`].
     pub model: Arc<str>,
+    /// Whether pipeline gateways answer: they are told this name as it is, without a version.
+    pub pipeline: bool,
     /// At least one, by version.
     pub splits: Vec<Split>,
     /// Whether a request may run twice after its replica was lost; off by the annotation-like parameter of the model.
@@ -36,6 +45,8 @@ pub struct Route {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExperimentRoute {
     pub name: Arc<str>,
+    /// Candidates and the mirror are pipelines: their names stand here without [`PIPELINE_SUFFIX`].
+    pub pipelines: bool,
     /// Another name that requests use besides `<name>.experiment`: the default's, such as `iris` or `p.pipeline`.
     pub endpoint: Option<String>,
     /// In the manifest's order. One with weight 0 answers only those that name its route.

@@ -131,6 +131,7 @@ pub(crate) fn derive(entry: &Entry, around: Surroundings<'_>) -> Option<Experime
     let cohort = spec.cohort.as_ref();
     Some(ExperimentRoute {
         name: entry.name.clone(),
+        pipelines: of_pipelines(spec),
         endpoint,
         candidates,
         mirror,

@@ -39,6 +39,14 @@ pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
         Event::Measured(measurements) => experiments::measured(state, &measurements),
         Event::Unmeasured => experiments::unmeasured(state),
         Event::FilterRejected { reason } => experiments::filter_rejected(state, reason),
+        Event::LoadPipeline(_) | Event::UnloadPipeline { .. } => {
+            return Err(Refusal::Precondition("pipelines are not there yet".into()));
+        }
+        Event::WorkerConnected { .. }
+        | Event::WorkerDisconnected { .. }
+        | Event::PipelineReported { .. }
+        | Event::ModelReported(_)
+        | Event::Shards(_) => {}
         Event::Tick => {}
     }
     Ok(())

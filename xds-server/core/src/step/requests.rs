@@ -35,6 +35,7 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
                 state.models.insert(name.clone(), entry);
                 state.world.dirty.insert(name);
             }
+            Record::Pipeline { .. } => {}
             Record::Server {
                 name,
                 expected_replicas,

@@ -177,6 +177,10 @@ impl Sim {
                 Effect::Persist(record @ Record::Experiment { name, .. }) => {
                     self.experiments_stored.insert(name.clone(), record.clone());
                 }
+                Effect::Persist(Record::Pipeline { .. })
+                | Effect::ForgetPipeline(_)
+                | Effect::Tell { .. }
+                | Effect::PipelineChanged(_) => {}
                 Effect::ForgetExperiment(name) => {
                     self.experiments_stored.remove(name);
                 }
