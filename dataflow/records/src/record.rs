@@ -104,6 +104,11 @@ impl Visits {
         self.0.get(step).copied().unwrap_or(0)
     }
 
+    /// The greatest of all counts.
+    pub fn greatest(&self) -> u32 {
+        self.0.values().copied().max().unwrap_or(0)
+    }
+
     /// Counts one more, and returns the number with it.
     pub fn add(&mut self, step: &str) -> u32 {
         let count = self.0.entry(step.to_owned()).or_default();
