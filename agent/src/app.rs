@@ -17,8 +17,8 @@ use crate::artefact::{self, Artefacts, Endpoint, Own, Rclone, Remotes};
 use crate::config::Config;
 use crate::control::{Control, Identity};
 use crate::models::{Memory, Parts, Registry, Times};
-use crate::options::Options;
-use crate::repository::{InferUri, Mlserver};
+use crate::options::{Options, ServerType};
+use crate::repository::{InferUri, Mlserver, Repository, Triton};
 use crate::server::{self, InferenceServer};
 
 /// How long a scheduler that is away is waited for when the agent is told to end.
@@ -87,7 +87,7 @@ pub async fn run(
     )?;
     let registry = Registry::open(Parts {
         artefacts: Artefacts::open(remotes.clone(), fetch_settings(&options))?,
-        repository: Arc::new(repository(&options)?),
+        repository: repository(&options)?,
         server: inference.clone(),
         metrics: metrics.clone(),
         memory: Memory {
@@ -305,18 +305,19 @@ async fn follow_config(
     }
 }
 
-fn repository(options: &Options) -> anyhow::Result<Mlserver> {
+fn repository(options: &Options) -> anyhow::Result<Arc<dyn Repository>> {
+    let models = options.agent_folder.join("models");
+    if options.server_type == ServerType::Triton {
+        return Ok(Arc::new(Triton::open(models)?));
+    }
     let tls = protocol("ENVOY")? == Protocol::Ssl;
     let envoy = InferUri {
         host: options.envoy_host.clone(),
         port: options.envoy_port,
         tls,
     };
-    Ok(Mlserver::open(
-        options.agent_folder.join("models"),
-        envoy,
-        options.mlserver_parallel_workers.max(1),
-    )?)
+    let workers = options.mlserver_parallel_workers.max(1);
+    Ok(Arc::new(Mlserver::open(models, envoy, workers)?))
 }
 
 fn fetch_settings(options: &Options) -> artefact::Settings {
@@ -334,6 +335,7 @@ fn server_limits(options: &Options) -> server::Limits {
     server::Limits {
         load_retries: options.max_load_retry_count,
         unload_retries: options.max_unload_retry_count,
+        unloads_later: options.server_type == ServerType::Triton,
         ..Default::default()
     }
 }

@@ -120,12 +120,8 @@ pub struct Options {
     /// Memory for models.
     #[arg(long, env = "MEMORY_REQUEST", default_value_t = 1_000_000)]
     pub memory_bytes: u64,
-    #[arg(
-        long,
-        env = "SELDON_SERVER_CAPABILITIES",
-        value_delimiter = ',',
-        default_value = "sklearn,xgboost"
-    )]
+    /// Requirements of models that are met here [default: sklearn,xgboost; for triton what its images offer]
+    #[arg(long, env = "SELDON_SERVER_CAPABILITIES", value_delimiter = ',')]
     pub capabilities: Vec<String>,
     /// Memory that may be booked beyond --memory-bytes.
     #[arg(long, env = "SELDON_OVERCOMMIT_PERCENTAGE", default_value_t = 0)]
@@ -217,11 +213,6 @@ pub struct Options {
 impl Options {
     /// Checks what a single value cannot show.
     pub fn validate(&self) -> anyhow::Result<()> {
-        if self.server_type == ServerType::Triton {
-            bail!(
-                "--server-type triton is not supported by this version of the agent: use mlserver"
-            );
-        }
         for root in &self.allowed_local_roots {
             if !root.is_absolute() {
                 bail!(
@@ -231,6 +222,20 @@ impl Options {
             }
         }
         Ok(())
+    }
+
+    fn capabilities(&self) -> Vec<String> {
+        let given: Vec<String> = self
+            .capabilities
+            .iter()
+            .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty())
+            .collect();
+        if given.is_empty() {
+            let own = self.server_type.capabilities();
+            return own.iter().copied().map(str::to_owned).collect();
+        }
+        given
     }
 
     /// Who this replica is and what the scheduler is told. `proxy_port` is the port that was bound.
@@ -256,12 +261,7 @@ impl Options {
             inference_http_port: i32::from(proxy_port),
             inference_grpc_port: i32::from(proxy_port),
             memory_bytes: self.memory_bytes,
-            capabilities: self
-                .capabilities
-                .iter()
-                .map(|name| name.trim().to_owned())
-                .filter(|name| !name.is_empty())
-                .collect(),
+            capabilities: self.capabilities(),
             over_commit_percentage: self.over_commit_percentage,
         };
         Ok(Identity {
@@ -270,6 +270,26 @@ impl Options {
             config: overridden(own, &self.replica_config)
                 .context("--replica-config cannot be used")?,
         })
+    }
+}
+
+impl ServerType {
+    /// The documented capabilities.
+    fn capabilities(self) -> &'static [&'static str] {
+        match self {
+            Self::Mlserver => &["sklearn", "xgboost"],
+            Self::Triton => &[
+                "triton",
+                "dali",
+                "fil",
+                "onnx",
+                "openvino",
+                "python",
+                "pytorch",
+                "tensorflow",
+                "tensorrt",
+            ],
+        }
     }
 }
 
@@ -364,8 +384,8 @@ mod tests {
             ),
             (9006, 9007, 7777)
         );
-        assert_eq!(options.capabilities, ["sklearn", "xgboost"]);
         let identity = options.identity(9999).unwrap();
+        assert_eq!(identity.config.capabilities, ["sklearn", "xgboost"]);
         assert_eq!(
             (identity.server_name.as_str(), identity.replica_idx),
             ("mlserver", 0)
@@ -434,10 +454,17 @@ mod tests {
     }
 
     #[test]
-    fn triton_is_refused_clearly() {
-        let error = options(&["--server-type", "triton"])
-            .validate()
-            .unwrap_err();
-        assert!(error.to_string().contains("triton is not supported"));
+    fn triton_offers_what_is_documented() {
+        let config = |arguments: &[&str]| {
+            let own = ["--server-type", "triton"];
+            let options = options(&[&own[..], arguments].concat());
+            options.identity(1).unwrap().config
+        };
+        let offered = config(&[]).capabilities;
+        assert_eq!(
+            offered.join(","),
+            "triton,dali,fil,onnx,openvino,python,pytorch,tensorflow,tensorrt"
+        );
+        assert_eq!(config(&["--capabilities", "a, b"]).capabilities, ["a", "b"]);
     }
 }

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 BUCKET = "seldon-models"
@@ -54,11 +55,200 @@ def settings(folder: Path, rest: dict) -> None:
     (folder / "model-settings.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
+def triton(folder: Path, python: str, inputs: dict, outputs: dict, batch: int = 0, versions: int = 1) -> None:
+    """A model of Triton's Python backend: tensors are given as `name: (data type, dimensions)`.
+
+    `python` is the body of `answer(tensor)`, which returns the outputs by name; `tensor(name)` reads an input. `VERSION`
+    is the number of the version's folder.
+    """
+
+    def tensors(kind: str, all: dict) -> str:
+        lines = [f'  {{ name: "{name}" data_type: TYPE_{type} dims: {list(dims)} }}' for name, (type, dims) in all.items()]
+        return f"{kind} [\n" + ",\n".join(lines) + "\n]\n"
+
+    head = f'name: "{folder.name.split(".")[1]}"\nbackend: "python"\nmax_batch_size: {batch}\n'
+    (folder / "config.pbtxt").write_text(head + tensors("input", inputs) + tensors("output", outputs))
+    body = textwrap.indent(textwrap.dedent(python).strip(), " " * 4)
+    for version in range(1, versions + 1):
+        (folder / str(version)).mkdir()
+        text = TRITON_MODEL.replace("BODY", body).replace("VERSION", str(version))
+        (folder / str(version) / "model.py").write_text(text)
+
+
+TRITON_MODEL = """import numpy as np
+import triton_python_backend_utils as pb
+
+
+def answer(tensor):
+BODY
+
+
+def respond(request):
+    try:
+        outputs = answer(lambda name: pb.get_input_tensor_by_name(request, name).as_numpy())
+    except Exception as error:
+        return pb.InferenceResponse(error=pb.TritonError(str(error)))
+    return pb.InferenceResponse([pb.Tensor(name, data) for name, data in outputs.items()])
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [respond(request) for request in requests]
+"""
+
+ONE = {"INPUT": ("FP32", [4])}, {"OUTPUT": ("FP32", [4])}
+
+
+def simple(folder: Path) -> None:
+    pair = lambda name: {f"{name}{index}": ("INT32", [16]) for index in range(2)}
+    body = 'a, b = tensor("INPUT0"), tensor("INPUT1")\nreturn {"OUTPUT0": a + b, "OUTPUT1": a - b}'
+    triton(folder, body, pair("INPUT"), pair("OUTPUT"), batch=8)
+
+
+def number(operation: str):
+    return lambda folder: triton(folder, f'return {{"OUTPUT": (tensor("INPUT") {operation}).astype(np.float32)}}', *ONE)
+
+
+def conditional(folder: Path) -> None:
+    """Only one of its outputs is there: what CHOICE says."""
+    body = 'chosen = 0 if tensor("CHOICE").item() == 0 else 1\nreturn {f"OUTPUT{chosen}": tensor(f"INPUT{chosen}")}'
+    pair = lambda name: {f"{name}{index}": ("FP32", [4]) for index in range(2)}
+    triton(folder, body, {"CHOICE": ("INT32", [1]), **pair("INPUT")}, pair("OUTPUT"))
+
+
+def check(folder: Path) -> None:
+    """Passes its input on, or nothing where a number is negative; the documentation names no artefact for it."""
+    body = 'data = tensor("INPUT")\nreturn {} if (data < 0).any() else {"OUTPUT": data}'
+    triton(folder, body, {"INPUT": ("INT32", [16])}, {"OUTPUT": ("INT32", [16])}, batch=8)
+
+
+def outlier_error(folder: Path) -> None:
+    """Passes its input on, or fails where a number is beyond 100; the documentation names no artefact for it."""
+    body = """
+        data = tensor("INPUT")
+        if (abs(data) > 100).any():
+            raise ValueError("outlier: a value is beyond 100")
+        return {"OUTPUT": data}
+    """
+    triton(folder, body, *ONE)
+
+
+def multi_version(folder: Path) -> None:
+    """Version 1 adds 10, version 2 multiplies by 10."""
+    body = 'data = tensor("INPUT")\nreturn {"OUTPUT": (data + 10 if VERSION == 1 else data * 10).astype(np.float32)}'
+    triton(folder, body, *ONE, versions=2)
+
+
+def python(folder: Path, name: str, code: str, extra: dict | None = None) -> None:
+    """A model of MLServer's Python runtime: the class `Model` of `code`."""
+    (folder / "model.py").write_text(textwrap.dedent(code).lstrip())
+    parameters = {"version": "v0.1.0"} | ({"extra": extra} if extra else {})
+    content = {"name": name, "implementation": "model.Model", "parameters": parameters}
+    (folder / "model-settings.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def counter(folder: Path) -> None:
+    """One more than its input, and a tensor `continue` below ten, `stop` from there on."""
+    code = """
+        from mlserver import MLModel
+        from mlserver.codecs import NumpyCodec, StringCodec
+        from mlserver.types import InferenceResponse
+
+
+        class Model(MLModel):
+            async def predict(self, payload):
+                number = NumpyCodec.decode_input(payload.inputs[0]) + 1
+                number = number.reshape(-1, 1)
+                word = "continue" if number.item() < 10 else "stop"
+                return InferenceResponse(
+                    model_name=self.name,
+                    model_version=self.version,
+                    outputs=[
+                        NumpyCodec.encode_output(name="output", payload=number),
+                        StringCodec.encode_output(name=word, payload=[""]),
+                    ],
+                )
+    """
+    python(folder, "counter", code)
+
+
+def identity(name: str, seconds: float = 0):
+    """Answers what it is asked, after a pause."""
+    code = """
+        import asyncio
+
+        from mlserver import MLModel
+        from mlserver.types import InferenceResponse, ResponseOutput
+
+
+        class Model(MLModel):
+            async def predict(self, payload):
+                extra = (self.settings.parameters and self.settings.parameters.extra) or {}
+                await asyncio.sleep(float(extra.get("delay", 0)))
+                same = [
+                    ResponseOutput(
+                        name=tensor.name,
+                        shape=tensor.shape,
+                        datatype=tensor.datatype,
+                        parameters=tensor.parameters,
+                        data=tensor.data,
+                    )
+                    for tensor in payload.inputs
+                ]
+                return InferenceResponse(model_name=self.name, model_version=self.version, outputs=same)
+    """
+    return lambda folder: python(folder, name, code, {"delay": seconds} if seconds else None)
+
+
+def pandas_query(folder: Path) -> None:
+    """The rows for which the parameter `query` holds, and a column `status` that says so."""
+    code = """
+        import pandas as pd
+
+        from mlserver import MLModel
+        from mlserver.codecs import PandasCodec
+
+
+        class Model(MLModel):
+            async def load(self):
+                extra = (self.settings.parameters and self.settings.parameters.extra) or {}
+                if "query" not in extra:
+                    raise ValueError(f"model {self.name} has no parameter query")
+                self.query = extra["query"]
+                return True
+
+            async def predict(self, payload):
+                found = PandasCodec.decode_request(payload).query(self.query)
+                if found.empty:
+                    found = pd.DataFrame({"status": ["no rows satisfied " + self.query]})
+                else:
+                    found = found.assign(status="row satisfied " + self.query)
+                # Text columns as objects, which is how the codec knows text, whatever pandas calls them.
+                found["status"] = found["status"].astype(object)
+                return PandasCodec.encode_response(self.name, found, self.version)
+    """
+    python(folder, "pandasquery", code)
+
+
+CYCLE = "scv2/examples/cyclic-pipeline"
+TRITON = "scv2/samples/triton_23-03"
 ARTEFACTS = {
     "mlserver/iris": iris_with_settings,
     "scv2/samples/mlserver_1.3.5/iris-sklearn": iris_with_settings,
     "scv2/samples/mlserver_1.5.0/iris-sklearn": iris_with_schema,
     "testing/iris1": iris,  # no settings: the agent writes them
+    "triton/simple": simple,
+    f"{TRITON}/add10": number("+ 10"),
+    f"{TRITON}/mul10": number("* 10"),
+    f"{TRITON}/conditional": conditional,
+    f"{TRITON}/multi-version": multi_version,
+    "triton/add20": number("+ 20"),
+    "triton/check": check,
+    "triton/outlier-error": outlier_error,
+    f"{CYCLE}/counter": counter,
+    f"{CYCLE}/identity-loop": identity("identity-loop", 0.001),
+    f"{CYCLE}/identity-output": identity("identity-output"),
+    "scv2/examples/pandasquery": pandas_query,
 }
 
 

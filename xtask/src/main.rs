@@ -67,5 +67,6 @@ fn fetch() -> Result<()> {
     println!("{}", cache.envoy(EnvoyVersion::default())?.display());
     println!("{}", cache.rclone()?.display());
     println!("{}", cache.mlserver()?.display());
+    println!("{}", cache.triton()?.display());
     Ok(())
 }

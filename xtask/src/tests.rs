@@ -143,6 +143,7 @@ impl Test {
             cache.envoy(EnvoyVersion::default())?;
             cache.rclone()?;
             cache.mlserver()?;
+            cache.triton()?;
             cache.grpcurl()?;
             cache.tritonclient_python()?;
             anyhow::Ok(cache)

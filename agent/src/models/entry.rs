@@ -50,8 +50,8 @@ struct Orders {
 pub struct Entry {
     pub internal: String,
     pub version: ModelVersion,
-    /// Memory as the scheduler counts it.
-    pub bytes: u64,
+    /// Memory as the scheduler counts it; known when the model is installed, and unchanged while it is resident.
+    bytes: AtomicU64,
     /// Held by the one operation that works on this model.
     pub turn: tokio::sync::Mutex<()>,
     /// How often the inference server ended while this model was loaded into it.
@@ -73,7 +73,7 @@ impl Entry {
         runtime: &ModelRuntimeInfo,
         state: State,
     ) -> Arc<Self> {
-        let bytes = memory(&version, runtime);
+        let bytes = AtomicU64::new(memory(&version, runtime));
         Arc::new(Self {
             internal,
             version,
@@ -92,6 +92,17 @@ impl Entry {
     /// The state now.
     pub fn state(&self) -> State {
         *self.state.borrow()
+    }
+
+    /// Memory as the scheduler counts it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::SeqCst)
+    }
+
+    /// Counts the memory anew, by what the installed model says.
+    pub fn measure(&self, runtime: &ModelRuntimeInfo) {
+        self.bytes
+            .store(memory(&self.version, runtime), Ordering::SeqCst);
     }
 
     /// Marks a request in flight, if the model can answer at once.
@@ -303,7 +314,7 @@ mod tests {
                 && !entry.is_same(&version(2, None))
                 && !entry.is_same(&named)
         );
-        assert_eq!(entry.bytes, 7);
+        assert_eq!(entry.bytes(), 7);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use prost::Message;
 use seldon_agent_proxy::Metrics;
 use seldon_proto::agent::ModelVersion;
 use seldon_proto::agent_debug::{ModelReplicaState, model_replica_state::ModelState};
+use seldon_proto::scheduler::ModelRuntimeInfo;
 use tokio::sync::watch;
 
 use crate::artefact::Artefacts;
@@ -134,14 +135,10 @@ impl Registry {
 
     fn adopt(&self) -> anyhow::Result<()> {
         for (internal, record) in self.0.repository.records()? {
+            let runtime = self.0.repository.runtime_info(&internal);
             match ModelVersion::decode(record.as_slice()) {
                 Ok(version) if internal_name(&version).as_deref() == Ok(internal.as_str()) => {
-                    let entry = Entry::new(
-                        internal,
-                        version,
-                        &self.0.repository.runtime_info(),
-                        State::Loading,
-                    );
+                    let entry = Entry::new(internal, version, &runtime, State::Loading);
                     self.insert(&entry);
                     self.set(&entry, State::Restoring);
                 }
@@ -159,9 +156,9 @@ impl Registry {
             .saturating_sub(self.0.used.load(Ordering::SeqCst))
     }
 
-    /// What the scheduler needs to know to count a model's memory here.
-    pub fn runtime_info(&self) -> seldon_proto::scheduler::ModelRuntimeInfo {
-        self.0.repository.runtime_info()
+    /// What the scheduler needs to know to count this model's memory here.
+    pub fn runtime_info(&self, name: &str, version: u32) -> ModelRuntimeInfo {
+        self.0.repository.runtime_info(&format!("{name}_{version}"))
     }
 
     /// Models the scheduler has here, as it sent them.
@@ -219,13 +216,17 @@ impl Registry {
     /// The model with the runtime information that this server gave it.
     fn described(&self, version: &ModelVersion) -> ModelVersion {
         let mut version = version.clone();
-        if let Some(spec) = version
+        let runtime = || self.runtime_info(name_of(&version), version.version);
+        let known = version
             .model
-            .as_mut()
-            .and_then(|model| model.model_spec.as_mut())
+            .as_ref()
+            .and_then(|model| model.model_spec.as_ref())
+            .is_some_and(|spec| spec.model_runtime_info.is_some());
+        let runtime = (!known).then(runtime);
+        if let (Some(runtime), Some(model)) = (runtime, version.model.as_mut())
+            && let Some(spec) = model.model_spec.as_mut()
         {
-            spec.model_runtime_info
-                .get_or_insert_with(|| self.0.repository.runtime_info());
+            spec.model_runtime_info = Some(runtime);
         }
         version
     }
@@ -262,8 +263,8 @@ impl Registry {
     fn set(&self, entry: &Arc<Entry>, state: State) {
         entry.state.send_modify(|current| {
             match (current.is_resident(), state.is_resident()) {
-                (false, true) => drop(self.0.used.fetch_add(entry.bytes, Ordering::SeqCst)),
-                (true, false) => drop(self.0.used.fetch_sub(entry.bytes, Ordering::SeqCst)),
+                (false, true) => drop(self.0.used.fetch_add(entry.bytes(), Ordering::SeqCst)),
+                (true, false) => drop(self.0.used.fetch_sub(entry.bytes(), Ordering::SeqCst)),
                 _ => {}
             }
             *current = state;
@@ -273,12 +274,12 @@ impl Registry {
                 .0
                 .metrics
                 .gauges()
-                .in_memory(&entry.internal, entry.bytes),
+                .in_memory(&entry.internal, entry.bytes()),
             State::Restoring | State::Released => self
                 .0
                 .metrics
                 .gauges()
-                .on_disk(&entry.internal, entry.bytes),
+                .on_disk(&entry.internal, entry.bytes()),
             State::Gone => {
                 self.0.metrics.forget(&entry.internal);
                 if let Some(departed) = self.0.departed.get() {

@@ -97,18 +97,21 @@ impl Registry {
 
     /// A new entry under this name, after the work on an old one has ended.
     async fn replace(&self, internal: &str, version: ModelVersion) -> Arc<Entry> {
-        if let Some(old) = self.find(internal) {
-            self.stop_restoring(&old);
-            let _turn = old.turn.lock().await;
-            self.set(&old, State::Gone);
-        }
         let entry = Entry::new(
             internal.to_owned(),
             version,
-            &self.0.repository.runtime_info(),
+            &self.0.repository.runtime_info(internal),
             State::Loading,
         );
-        self.insert(&entry);
+        if let Some(old) = self.find(internal) {
+            self.stop_restoring(&old);
+            let _turn = old.turn.lock().await;
+            // First: requests that wait for the old one look once for what took its place.
+            self.insert(&entry);
+            self.set(&old, State::Gone);
+        } else {
+            self.insert(&entry);
+        }
         entry
     }
 
@@ -149,7 +152,8 @@ impl Registry {
             () = cancel.cancelled() => return Err(Broken::Cancelled),
             fetched = self.0.artefacts.fetch(&spec) => fetched.map_err(|error| Broken::Failed(error.to_string()))?,
         };
-        let record = without_credentials(self.described(&entry.version)).encode_to_vec();
+        // What the model needs at run time is read from its files, by whoever finds the record.
+        let record = without_credentials(entry.version.clone()).encode_to_vec();
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
         let uri = crate::artefact::redacted(&spec.uri);
         // The whole copy goes along and ends with the installation: it must outlast a caller that gives up, and must not
@@ -159,7 +163,7 @@ impl Registry {
             repository.install(&copy.folder, &spec, &internal, &record)
         };
         match tokio::task::spawn_blocking(install).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => entry.measure(&self.0.repository.runtime_info(&entry.internal)),
             Ok(Err(error)) => {
                 return Err(Broken::Failed(format!(
                     "the artefact at {uri} cannot be used: {error}"

@@ -66,13 +66,29 @@ pub fn link_tree(from: &Path, to: &Path) -> Result<(), RepositoryError> {
             let Some(name) = file.file_name() else {
                 continue;
             };
-            let target = inside.join(name);
-            if fs::hard_link(&file, &target).is_err() {
-                fs::copy(&file, &target).map_err(|error| RepositoryError::disk(&target, &error))?;
-            }
+            link_file(&file, &inside.join(name))?;
         }
     }
     Ok(())
+}
+
+/// Makes `to` a hard link of `from`, or a copy where the file system has none.
+pub fn link_file(from: &Path, to: &Path) -> Result<(), RepositoryError> {
+    if fs::hard_link(from, to).is_err() {
+        fs::copy(from, to).map_err(|error| RepositoryError::disk(to, &error))?;
+    }
+    Ok(())
+}
+
+/// The paths inside a folder, for a message.
+pub fn inner_names(folder: &Path, found: &[PathBuf]) -> String {
+    let names = found
+        .iter()
+        .filter_map(|path| path.strip_prefix(folder).ok());
+    names
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Replaces a file as a whole: the old one may be a hard link that others share.

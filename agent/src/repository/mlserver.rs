@@ -5,18 +5,14 @@ use seldon_proto::scheduler::{
     MlServerModelSettings, ModelRuntimeInfo, ModelSpec, model_runtime_info,
 };
 
-use super::files::{self, RECORD};
+use super::files;
+use super::folders::{Folders, VERSION};
 use super::settings::{InferUri, SETTINGS, settings};
 use super::{Repository, RepositoryError};
 
-/// The version folder inside each model's folder.
-const VERSION: &str = "1";
-/// Folders with this prefix are being made; MLServer's search skips names that begin with a dot.
-const STAGING: &str = ".new-";
-
 /// A repository that an MLServer reads.
 pub struct Mlserver {
-    models: PathBuf,
+    folders: Folders,
     envoy: InferUri,
     parallel_workers: u32,
 }
@@ -28,15 +24,8 @@ impl Mlserver {
         envoy: InferUri,
         parallel_workers: u32,
     ) -> Result<Self, RepositoryError> {
-        std::fs::create_dir_all(&models).map_err(|error| RepositoryError::disk(&models, &error))?;
-        for path in files::entries(&models)? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(STAGING) || is_leftover(&path, &name) {
-                files::remove_folder(&path)?;
-            }
-        }
         Ok(Self {
-            models,
+            folders: Folders::open(models, &format!("{VERSION}/{SETTINGS}"))?,
             envoy,
             parallel_workers,
         })
@@ -48,7 +37,6 @@ impl Mlserver {
         root: &Path,
         spec: &ModelSpec,
         internal: &str,
-        record: &[u8],
     ) -> Result<(), RepositoryError> {
         let existing = existing_settings(root)?;
         let settings = settings(existing.as_deref(), root, spec, internal, &self.envoy)?;
@@ -59,8 +47,7 @@ impl Mlserver {
                 file: SETTINGS.to_owned(),
                 reason: error.to_string(),
             })?;
-        files::replace_file(&version.join(SETTINGS), &text)?;
-        files::replace_file(&staging.join(RECORD), record)
+        files::replace_file(&version.join(SETTINGS), &text)
     }
 }
 
@@ -73,19 +60,12 @@ impl Repository for Mlserver {
         record: &[u8],
     ) -> Result<(), RepositoryError> {
         let root = artefact_root(folder, spec.artifact_version)?;
-        let staging = self.models.join(format!("{STAGING}{internal}"));
-        files::remove_folder(&staging)?;
-        let filled = self.fill(&staging, &root, spec, internal, record);
-        if filled.is_err() {
-            let _ = files::remove_folder(&staging);
-            return filled;
-        }
-        self.remove(internal)?;
-        let target = self.models.join(internal);
-        std::fs::rename(&staging, &target).map_err(|error| RepositoryError::disk(&target, &error))
+        self.folders.replace(internal, record, |staging| {
+            self.fill(staging, &root, spec, internal)
+        })
     }
 
-    fn runtime_info(&self) -> ModelRuntimeInfo {
+    fn runtime_info(&self, _: &str) -> ModelRuntimeInfo {
         let settings = MlServerModelSettings {
             parallel_workers: self.parallel_workers,
         };
@@ -94,43 +74,9 @@ impl Repository for Mlserver {
         }
     }
 
-    fn remove(&self, internal: &str) -> Result<(), RepositoryError> {
-        files::remove_folder(&self.models.join(internal))
+    fn folders(&self) -> &Folders {
+        &self.folders
     }
-
-    fn forget(&self, internal: &str) -> Result<(), RepositoryError> {
-        let record = self.models.join(internal).join(RECORD);
-        match std::fs::remove_file(&record) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(RepositoryError::disk(&record, &error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn records(&self) -> Result<Vec<(String, Vec<u8>)>, RepositoryError> {
-        let mut records = Vec::new();
-        for folder in files::entries(&self.models)? {
-            let name = folder
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned());
-            if let (Some(name), Ok(record)) = (name, std::fs::read(folder.join(RECORD))) {
-                records.push((name, record));
-            }
-        }
-        records.sort();
-        Ok(records)
-    }
-}
-
-/// A folder this agent made for a model that was unloaded since: `<name>_<version>/1` without a record.
-fn is_leftover(path: &Path, name: &str) -> bool {
-    let version = name
-        .rsplit_once('_')
-        .map(|(_, version)| version.parse::<u32>());
-    matches!(version, Some(Ok(_)))
-        && path.join(VERSION).join(SETTINGS).is_file()
-        && !path.join(RECORD).exists()
 }
 
 fn existing_settings(root: &Path) -> Result<Option<String>, RepositoryError> {
@@ -175,19 +121,9 @@ pub fn artefact_root(folder: &Path, version: Option<u32>) -> Result<PathBuf, Rep
         1 => Ok(matching.remove(0)),
         _ => Err(RepositoryError::SeveralVersions {
             version,
-            found: inner_names(folder, &matching),
+            found: files::inner_names(folder, &matching),
         }),
     }
-}
-
-fn inner_names(folder: &Path, found: &[PathBuf]) -> String {
-    let names = found
-        .iter()
-        .filter_map(|path| path.strip_prefix(folder).ok());
-    names
-        .map(|path| path.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
 }
 
 #[cfg(test)]

@@ -1,15 +1,20 @@
 //! The folder an inference server reads its models from, one layout for each kind of server.
 mod files;
+mod folders;
 mod mlserver;
+mod pbtxt;
 mod settings;
+mod triton;
 
 use std::path::{Path, PathBuf};
 
 use seldon_proto::scheduler::{ModelRuntimeInfo, ModelSpec};
 
 pub use files::{RECORD, remove_folder};
+pub use folders::Folders;
 pub use mlserver::{Mlserver, artefact_root};
 pub use settings::{InferUri, SETTINGS};
+pub use triton::Triton;
 
 /// Puts artefacts where an inference server finds them. All calls block on the disk.
 pub trait Repository: Send + Sync + 'static {
@@ -23,17 +28,26 @@ pub trait Repository: Send + Sync + 'static {
         record: &[u8],
     ) -> Result<(), RepositoryError>;
 
-    /// What the scheduler needs to know to count this model's memory.
-    fn runtime_info(&self) -> ModelRuntimeInfo;
+    /// What the scheduler needs to know to count an installed model's memory; the default for one that is not here.
+    fn runtime_info(&self, internal: &str) -> ModelRuntimeInfo;
+
+    /// Where the models are.
+    fn folders(&self) -> &Folders;
 
     /// Removes a model's folder; nothing there is fine.
-    fn remove(&self, internal: &str) -> Result<(), RepositoryError>;
+    fn remove(&self, internal: &str) -> Result<(), RepositoryError> {
+        self.folders().remove(internal)
+    }
 
     /// Makes a restarted agent forget this model, while its files stay.
-    fn forget(&self, internal: &str) -> Result<(), RepositoryError>;
+    fn forget(&self, internal: &str) -> Result<(), RepositoryError> {
+        self.folders().forget(internal)
+    }
 
     /// Internal names and records of the models a former agent left.
-    fn records(&self) -> Result<Vec<(String, Vec<u8>)>, RepositoryError>;
+    fn records(&self) -> Result<Vec<(String, Vec<u8>)>, RepositoryError> {
+        self.folders().records()
+    }
 }
 
 /// Why an artefact cannot be installed. Texts name the folder inside the artefact and what is missing.
@@ -45,6 +59,12 @@ pub enum RepositoryError {
     NoVersion { version: u32 },
     #[error("several folders are called {version} and hold a {SETTINGS}: {found}")]
     SeveralVersions { version: u32, found: String },
+    #[error("no version folder (1, 2, …) in the artefact")]
+    NoVersionFolder,
+    #[error("no version {version} in the artefact: no folder of that name")]
+    NoSuchVersionFolder { version: u32 },
+    #[error("several folders are called {version}: {found}")]
+    SeveralVersionFolders { version: u32, found: String },
     #[error("{file} cannot be used: {reason}")]
     Settings { file: String, reason: String },
     #[error("no {patterns} in {folder}, and no {SETTINGS} either")]

@@ -21,6 +21,9 @@ const MAX_MESSAGE: usize = 1000 << 20;
 /// The longest text of the inference server that is passed on.
 const MAX_TEXT: usize = 1000;
 
+/// How often a server that unloads later is asked whether it has.
+const UNLOADING: Duration = Duration::from_millis(50);
+
 /// How long and how often calls are tried.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -29,6 +32,8 @@ pub struct Limits {
     pub unload: Duration,
     pub unload_retries: usize,
     pub control: Duration,
+    /// The server answers an unload before the model is out of memory, as Triton does: it is waited for.
+    pub unloads_later: bool,
 }
 
 impl Default for Limits {
@@ -39,6 +44,7 @@ impl Default for Limits {
             unload: Duration::from_secs(2 * 60),
             unload_retries: 5,
             control: Duration::from_secs(60),
+            unloads_later: false,
         }
     }
 }
@@ -205,8 +211,26 @@ impl InferenceServer {
             .await;
         match answer {
             Err(status) if status.code() != Code::NotFound => Err(ServerError::of(&status)),
+            _ if self.limits.unloads_later => self.until_unloaded(internal).await,
             _ => Ok(()),
         }
+    }
+
+    async fn until_unloaded(&self, internal: &str) -> Result<(), ServerError> {
+        let gone = async {
+            loop {
+                let index = self.index().await?;
+                let model = index.iter().find(|model| model.name == internal);
+                if !model.is_some_and(|model| matches!(model.state.as_str(), "READY" | "UNLOADING"))
+                {
+                    return Ok(());
+                }
+                tokio::time::sleep(UNLOADING).await;
+            }
+        };
+        tokio::time::timeout(self.limits.unload, gone)
+            .await
+            .unwrap_or(Err(ServerError::TimedOut))
     }
 }
 

