@@ -213,3 +213,135 @@ fn after(raw: &Bytes, at: usize) -> Option<usize> {
         .checked_add(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
     (end <= raw.len()).then_some(end)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use seldon_inference::{pack_request, unpack_request};
+    use seldon_proto::inference::model_infer_request::InferInputTensor;
+
+    use super::*;
+    use crate::tensors::{Selection, merge, select};
+
+    fn raw(datatype: Datatype, elements: usize, seed: &[u8]) -> Bytes {
+        let mut bytes = seed.iter().cycle().copied();
+        let mut raw = Vec::new();
+        for _ in 0..elements {
+            match datatype.size() {
+                // A half that is a number, so that typed contents hold it exactly.
+                _ if datatype == Datatype::Fp16 => raw.extend([bytes.next().unwrap(), 0x3c]),
+                _ if datatype == Datatype::Bool => raw.push(bytes.next().unwrap() & 1),
+                // No NaN, which no comparison finds equal.
+                Some(size) => raw.extend((0..size).map(|_| bytes.next().unwrap() & 0x3f)),
+                None => {
+                    let length = bytes.next().unwrap() % 5;
+                    raw.extend(u32::from(length).to_le_bytes());
+                    raw.extend((0..length).map(|_| bytes.next().unwrap()));
+                }
+            }
+        }
+        raw.into()
+    }
+
+    fn request(kinds: &[(Datatype, usize)], rows: usize, seed: &[u8]) -> ModelInferRequest {
+        let tensor = |(index, (datatype, width)): (usize, &(Datatype, usize))| InferInputTensor {
+            name: format!("t{}", index % 3),
+            datatype: datatype.name().to_owned(),
+            shape: vec![rows as i64, *width as i64],
+            ..Default::default()
+        };
+        ModelInferRequest {
+            inputs: kinds.iter().enumerate().map(tensor).collect(),
+            raw_input_contents: kinds
+                .iter()
+                .map(|(kind, width)| raw(*kind, rows * width, seed))
+                .collect(),
+            ..Default::default()
+        }
+    }
+
+    fn packed(mut request: ModelInferRequest) -> ModelInferRequest {
+        pack_request(&mut request).unwrap();
+        request
+    }
+
+    fn kinds() -> impl Strategy<Value = Vec<(Datatype, usize)>> {
+        prop::collection::vec(
+            (prop::sample::select(Datatype::ALL.to_vec()), 1..4_usize),
+            1..5,
+        )
+    }
+
+    fn seeds() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(any::<u8>(), 1..40)
+    }
+
+    proptest! {
+        #[test]
+        fn taken_apart_a_stack_is_what_it_was(
+            kinds in kinds(),
+            parts in prop::collection::vec((1..4_usize, any::<bool>(), seeds()), 1..6),
+        ) {
+            let mut members: Vec<_> = parts.iter().map(|(rows, _, seed)| request(&kinds, *rows, seed)).collect();
+            let originals = members.clone();
+            for (member, (_, typed, _)) in members.iter_mut().zip(&parts) {
+                if *typed {
+                    unpack_request(member).unwrap();
+                }
+                prop_assert!(rows(member).is_some());
+                prop_assert!(fit(member, &originals[0]));
+            }
+            let stacked = stack(members).unwrap();
+            let counts: Vec<usize> = parts.iter().map(|(rows, ..)| *rows).collect();
+            prop_assert_eq!(rows(&stacked), Some(counts.iter().sum()));
+            let apart = split(&stacked, &counts).unwrap();
+            for (part, original) in apart.into_iter().zip(originals) {
+                prop_assert_eq!(packed(part), original);
+            }
+            prop_assert!(split(&stacked, &[counts.iter().sum::<usize>() + 1]).is_none());
+        }
+
+        #[test]
+        fn merged_values_stay_exact(
+            parts in prop::collection::vec((kinds(), any::<bool>(), seeds()), 1..4),
+        ) {
+            let originals: Vec<_> = parts.iter().map(|(kinds, _, seed)| request(kinds, 2, seed)).collect();
+            let mut messages = originals.clone();
+            for (message, (_, typed, _)) in messages.iter_mut().zip(&parts) {
+                if *typed {
+                    unpack_request(message).unwrap();
+                }
+            }
+            let renames = [("t0".to_owned(), "new".to_owned())];
+            let selected: Vec<_> = messages
+                .iter()
+                .map(|message| select(message, &Selection::All, &renames).unwrap())
+                .collect();
+            let merged = packed(merge(selected).unwrap());
+            let raw: Vec<_> = originals.iter().flat_map(|original| original.raw_input_contents.clone()).collect();
+            prop_assert_eq!(merged.raw_input_contents, raw);
+            prop_assert!(merged.inputs.iter().all(|tensor| tensor.name != "t0"));
+        }
+
+        #[test]
+        fn a_selection_keeps_contents_with_their_tensors(kinds in kinds(), seed in seeds(), typed in any::<bool>()) {
+            let original = request(&kinds, 1, &seed);
+            let mut message = original.clone();
+            if typed {
+                unpack_request(&mut message).unwrap();
+            }
+            let mut selection = Selection::Named(Default::default());
+            selection.add(Some("t1"));
+            let selected = packed(select(&message, &selection, &[]).unwrap());
+            let expected: Vec<_> = original
+                .inputs
+                .iter()
+                .zip(&original.raw_input_contents)
+                .filter(|(tensor, _)| tensor.name == "t1")
+                .map(|(_, raw)| raw.clone())
+                .collect();
+            prop_assert_eq!(selection.finds(&message), !expected.is_empty());
+            prop_assert_eq!(selected.raw_input_contents, expected);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Versions, repeats and limits.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use std::sync::Arc;
+
+use seldon_flow::{Emit, Flow, Input, Limits};
+use seldon_records::{Record, header};
+use world::{
+    Spec, Step, World,
+    models::{ADD10, IDENTITY, MUL10, request},
+    names, update,
+};
+
+fn single(model: &str) -> Spec {
+    Spec::new("p", vec![Step::new(model, &[])], &[model])
+}
+
+fn numbers() -> seldon_proto::inference::ModelInferRequest {
+    request(&[("INPUT", "FP32", &[1])])
+}
+
+#[test]
+fn what_is_in_flight_ends_in_its_version() {
+    let mut world = World::new(&[single("add10")], &[("mul10", MUL10)]);
+    world.call("p", "old", &numbers());
+    world.run();
+    world.flows[0].put(&update(&single("mul10"), 2)).unwrap();
+    world.flows[0].retire(1);
+    assert!(!world.flows[0].idle(1), "its request is at the model");
+    world.call("p", "new", &numbers());
+    world.run();
+    assert_eq!(world.answers_to("p", "new"), ["OUTPUT=10"]);
+    assert_eq!(
+        world.answers("p")[0].headers.text(header::PIPELINE_VERSION),
+        Some("2")
+    );
+    // Now the old version's model answers.
+    let waiting = world.records(&names().model_inputs("add10")).remove(0);
+    assert_eq!(waiting.headers.text(header::PIPELINE_VERSION), Some("1"));
+    world.models.insert("add10".to_owned(), ADD10);
+    world
+        .open
+        .entry(waiting.topic.clone())
+        .or_default()
+        .push_back(waiting);
+    world.run();
+    assert_eq!(world.answers_to("p", "old"), ["OUTPUT=11"]);
+    assert!(world.flows[0].idle(1) && !world.flows[0].idle(2));
+    world.drained();
+}
+
+#[test]
+fn a_request_nobody_waits_for_does_not_keep_its_version() {
+    let mut world = World::new(&[single("add10")], &[]);
+    world.call("p", "old", &numbers());
+    world.run();
+    world.flows[0].put(&update(&single("mul10"), 2)).unwrap();
+    world.flows[0].retire(1);
+    let due = world.flows[0].next_deadline().unwrap();
+    world.wait(due - world.now_ms);
+    assert!(world.flows[0].idle(1));
+}
+
+#[test]
+fn a_removed_version_is_said_to_the_caller() {
+    let mut world = World::new(&[single("add10")], &[("add10", ADD10), ("mul10", MUL10)]);
+    let headers = [
+        (header::PIPELINE, "p"),
+        (header::PIPELINE_VERSION, "7"),
+        (header::ID, "x"),
+    ];
+    let topic = names().model_outputs("add10");
+    world.write(&topic, "a", headers.into_iter().collect(), Vec::new());
+    world.run();
+    let answers = world.answers_to("p", "a");
+    assert!(
+        answers.len() == 1 && answers[0].starts_with("p 503: pipeline \"p\" version 7 was removed"),
+        "{answers:?}"
+    );
+    assert_eq!(world.flows[0].counts().gone, 1);
+    world.drained();
+}
+
+#[test]
+fn bad_orders_say_why() {
+    let mut flow = Flow::new("p", names(), Limits::default());
+    let cycle = Spec::new(
+        "p",
+        vec![Step::new("a", &["b"]), Step::new("b", &["a"])],
+        &["b"],
+    );
+    let error = flow.put(&update(&cycle, 3)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "pipeline \"p\" version 3: its steps form a cycle: set allowCycles or remove one of the inputs"
+    );
+    assert!(
+        flow.put(&update(&Spec::new("q", Vec::new(), &[]), 1))
+            .is_err()
+    );
+    assert!(flow.idle(3));
+}
+
+fn joining() -> Spec {
+    Spec::new(
+        "p",
+        vec![
+            Step::new("one", &[]),
+            Step::new("two", &[]),
+            Step::new("last", &["one", "two"]),
+        ],
+        &["last"],
+    )
+}
+
+/// All records that the pipeline read, in the order they were written.
+fn history() -> Vec<Record> {
+    let models = ["one", "two", "last"].map(|name| (name, IDENTITY));
+    let mut world = World::new(&[joining()], &models);
+    for key in ["a", "b", "c"] {
+        world.call("p", key, &numbers());
+    }
+    world.run();
+    let topics = world.flows[0].topics();
+    world
+        .log
+        .into_iter()
+        .filter(|record| topics.contains(&record.topic))
+        .collect()
+}
+
+fn feed(flow: &mut Flow, records: &[Record], replayed: bool) -> Vec<Emit> {
+    let inputs = records
+        .iter()
+        .cloned()
+        .map(|record| Arc::new(Input { record, replayed }));
+    inputs.flat_map(|input| flow.handle(input, 0)).collect()
+}
+
+#[test]
+fn what_is_read_again_is_dropped_or_marked() {
+    let history = history();
+    for replayed in 0..=history.len() {
+        let mut flow = Flow::new("p", names(), Limits::default());
+        flow.put(&update(&joining(), 1)).unwrap();
+        let (again, fresh) = history.split_at(replayed);
+        let marked = feed(&mut flow, again, true);
+        assert!(
+            marked
+                .iter()
+                .all(|emit| emit.record.headers.has(header::REPEAT))
+        );
+        let rest = feed(&mut flow, fresh, false);
+        for emit in &rest {
+            let is_marked = emit.record.headers.has(header::REPEAT);
+            assert_eq!(is_marked, emit.causes.iter().any(|cause| cause.replayed));
+        }
+        assert_eq!(
+            marked.len() + rest.len(),
+            12,
+            "three steps and the output, three times"
+        );
+        assert!(feed(&mut flow, &history, true).is_empty());
+        assert_eq!(flow.counts().repeats, history.len() as u64);
+    }
+}
+
+#[test]
+fn only_the_side_that_is_ahead_waits() {
+    let limits = Limits {
+        records: 4,
+        ..Limits::default()
+    };
+    let mut flow = Flow::new("p", names(), limits);
+    flow.put(&update(&joining(), 1)).unwrap();
+    let one: Vec<Record> = history()
+        .into_iter()
+        .filter(|record| record.topic.ends_with("one.outputs"))
+        .collect();
+    let mut many = Vec::new();
+    for run in 0..12 {
+        for record in &one {
+            let mut record = record.clone();
+            let id = format!("{run}-{}", record.offset);
+            record.headers.set(header::ID, id);
+            many.push(record);
+        }
+    }
+    feed(&mut flow, &many[..3], false);
+    assert!(flow.paused().is_empty());
+    feed(&mut flow, &many[3..4], false);
+    let paused: Vec<_> = flow.paused().into_iter().collect();
+    assert_eq!(paused, [(Arc::from(names().model_outputs("one")), 0)]);
+    // The other side comes: there is room again.
+    let mut other = many[..3].to_vec();
+    other
+        .iter_mut()
+        .for_each(|record| record.topic = names().model_outputs("two").into());
+    assert_eq!(feed(&mut flow, &other, false).len(), 3);
+    assert!(flow.paused().is_empty());
+    // Whoever goes on all the same is told.
+    let emits = feed(&mut flow, &many[4..], false);
+    assert!(!emits.is_empty());
+    assert!(
+        emits
+            .iter()
+            .all(|emit| *emit.record.topic == *names().errors())
+    );
+    assert!(flow.waiting() <= 8);
+    flow.tick(1_000_000);
+    assert!(flow.paused().is_empty() && flow.is_empty());
+}
