@@ -1,0 +1,354 @@
+//! Carries out the scheduler's orders: a pipeline's version comes or goes. The later order for one wins.
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use seldon_proto::chainer::{
+    PipelineUpdateMessage, PipelineUpdateStatusMessage, pipeline_update_message::PipelineOperation,
+};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::context::Context;
+use crate::ledger::{Place, outgoing};
+use crate::takeover;
+use crate::worker::{Command, Look};
+
+/// How long what is in flight in a version may take after the version was told to end.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a version stays at least when another goes on: for what entered it just now.
+const LINGER: Duration = Duration::from_secs(1);
+/// How often it is looked whether a version is idle.
+const LOOK: Duration = Duration::from_millis(50);
+/// The longest pause before an order that failed is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Takes orders one after the other and carries them out beside each other.
+pub struct Control {
+    parts: Arc<Parts>,
+    tasks: JoinSet<()>,
+    running: HashMap<(Arc<str>, u32), AbortHandle>,
+    locks: HashMap<Arc<str>, Arc<Mutex<()>>>,
+}
+
+/// What an order's task needs.
+struct Parts {
+    context: Arc<Context>,
+    worker: mpsc::Sender<Command>,
+    acks: mpsc::UnboundedSender<PipelineUpdateStatusMessage>,
+    /// Orders at work with Kafka at a time.
+    permits: Semaphore,
+    join_window: Option<u32>,
+}
+
+impl Control {
+    /// `permits`: how many orders are carried out at a time; `join_window`: for steps that name none, in milliseconds.
+    pub fn new(
+        context: Arc<Context>,
+        worker: mpsc::Sender<Command>,
+        acks: mpsc::UnboundedSender<PipelineUpdateStatusMessage>,
+        permits: usize,
+        join_window: Option<u32>,
+    ) -> Self {
+        Self {
+            parts: Arc::new(Parts {
+                context,
+                worker,
+                acks,
+                permits: Semaphore::new(permits.max(1)),
+                join_window,
+            }),
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            locks: HashMap::new(),
+        }
+    }
+
+    /// Starts on an order.
+    pub fn order(&mut self, update: PipelineUpdateMessage) {
+        while self.tasks.try_join_next().is_some() {}
+        self.running.retain(|_, task| !task.is_finished());
+        let pipeline: Arc<str> = update.pipeline.as_str().into();
+        let lock = self.lock(&pipeline);
+        let parts = self.parts.clone();
+        let key = (pipeline.clone(), update.version);
+        let task = match update.op() {
+            PipelineOperation::Create => {
+                let order = Order {
+                    parts,
+                    pipeline,
+                    update,
+                    lock,
+                };
+                self.tasks.spawn(async move { order.create().await })
+            }
+            PipelineOperation::Delete => {
+                let order = Order {
+                    parts,
+                    pipeline,
+                    update,
+                    lock,
+                };
+                self.tasks.spawn(async move { order.delete().await })
+            }
+            op => return tracing::warn!(%pipeline, ?op, "the scheduler sent an order that is none"),
+        };
+        if let Some(former) = self.running.insert(key, task) {
+            former.abort();
+        }
+    }
+
+    /// The lock under which a pipeline's ownership changes.
+    fn lock(&mut self, pipeline: &Arc<str>) -> Arc<Mutex<()>> {
+        if self.locks.len() > 1_000 {
+            self.locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        }
+        self.locks.entry(pipeline.clone()).or_default().clone()
+    }
+
+    /// Looks for partitions that topics have got, every so often, until the engine ends.
+    pub fn watch_partitions(&self, period: Duration) -> impl Future<Output = ()> + use<> {
+        let parts = self.parts.clone();
+        async move {
+            loop {
+                tokio::time::sleep(period).await;
+                if let Err(error) = parts.grow().await {
+                    tracing::debug!("topics are looked at again later: {error:#}");
+                }
+            }
+        }
+    }
+}
+
+struct Order {
+    parts: Arc<Parts>,
+    pipeline: Arc<str>,
+    update: PipelineUpdateMessage,
+    lock: Arc<Mutex<()>>,
+}
+
+impl Order {
+    async fn create(mut self) {
+        if let Some(window) = self.parts.join_window {
+            for step in &mut self.update.updates {
+                step.join_window_ms.get_or_insert(window);
+            }
+        }
+        let reads = match takeover::reads(&self.parts.context, &self.update) {
+            Ok(reads) => reads,
+            Err(error) => return self.answer(false, format!("{error:#}")),
+        };
+        let topics = takeover::topics(&reads, &self.update);
+        let mut pause = Duration::from_millis(200);
+        let mut told = false;
+        loop {
+            match self.try_create(&reads, &topics).await {
+                Ok(()) => return self.answer(true, String::new()),
+                Err(error) => {
+                    // Tried again: when it succeeds the scheduler hears of it.
+                    tracing::warn!(pipeline = %self.pipeline, "the pipeline cannot run yet: {error:#}");
+                    if !std::mem::replace(&mut told, true) {
+                        self.answer(false, format!("{error:#}"));
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn try_create(
+        &self,
+        reads: &std::collections::BTreeSet<Arc<str>>,
+        topics: &[String],
+    ) -> anyhow::Result<()> {
+        let parts = &self.parts;
+        let _lock = self.lock.lock().await;
+        let look = self.look().await?;
+        if look.runs {
+            return Ok(());
+        }
+        let _permit = parts.permits.acquire().await?;
+        takeover::prepare(&parts.context, topics).await?;
+        let starts = takeover::claim(&parts.context, &self.pipeline, reads, &look.places).await?;
+        let update = Box::new(self.update.clone());
+        let installed = parts
+            .ask(|answer| Command::Install {
+                update,
+                starts,
+                answer,
+            })
+            .await?;
+        installed.map_err(anyhow::Error::msg)?;
+        tracing::info!(pipeline = %self.pipeline, version = self.update.version, "pipeline runs");
+        Ok(())
+    }
+
+    async fn look(&self) -> anyhow::Result<Look> {
+        let update = Box::new(self.update.clone());
+        self.parts
+            .ask(|answer| Command::Look { update, answer })
+            .await
+    }
+
+    async fn delete(self) {
+        match self.try_delete().await {
+            Ok(()) => self.answer(true, String::new()),
+            Err(error) => self.answer(false, format!("{error:#}")),
+        }
+    }
+
+    async fn try_delete(&self) -> anyhow::Result<()> {
+        let (parts, version) = (&self.parts, self.update.version);
+        let pipeline = || self.pipeline.clone();
+        let retired = {
+            let _lock = self.lock.lock().await;
+            let pipeline = pipeline();
+            parts
+                .ask(|answer| Command::Retire {
+                    pipeline,
+                    version,
+                    answer,
+                })
+                .await?
+        };
+        if let Some(last) = retired {
+            let idle = async {
+                if !last {
+                    tokio::time::sleep(LINGER).await;
+                }
+                loop {
+                    let pipeline = pipeline();
+                    let ask = parts.ask(|answer| Command::Idle {
+                        pipeline,
+                        version,
+                        answer,
+                    });
+                    if ask.await.unwrap_or(true) {
+                        return;
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            if tokio::time::timeout(PATIENCE, idle).await.is_err() {
+                tracing::warn!(
+                    pipeline = %self.pipeline, version,
+                    "requests are still in flight in a version after {PATIENCE:?}: it ends without them"
+                );
+            }
+            let _lock = self.lock.lock().await;
+            let pipeline = pipeline();
+            parts
+                .ask(|answer| Command::Remove {
+                    pipeline,
+                    version,
+                    answer,
+                })
+                .await?;
+            tracing::info!(pipeline = %self.pipeline, version, "version ended");
+        }
+        self.clean().await
+    }
+
+    /// Deletes the topics that the order names, and what is known of the progress in them.
+    async fn clean(&self) -> anyhow::Result<()> {
+        let context = &self.parts.context;
+        let mut topics: Vec<String> = Vec::new();
+        for update in &self.update.updates {
+            let all = update
+                .sources
+                .iter()
+                .chain(&update.triggers)
+                .chain(&update.sink);
+            topics.extend(all.map(|topic| topic.topic_name.clone()));
+        }
+        topics.sort_unstable();
+        topics.dedup();
+        topics.retain(|topic| !topic.is_empty());
+        if topics.is_empty() {
+            return Ok(());
+        }
+        takeover::barrier(context).await?;
+        let known = context.ledger.of(&self.pipeline);
+        let places = known.into_keys().map(|(topic, partition)| Place {
+            pipeline: self.pipeline.clone(),
+            topic,
+            partition,
+        });
+        let records: Vec<_> = places
+            .map(|place| outgoing(&context.progress, &place, None))
+            .collect();
+        self.parts
+            .ask(|answer| Command::Write { records, answer })
+            .await?;
+        for topic in &topics {
+            context.partitions.forget(topic);
+        }
+        context.admin.delete(&topics).await
+    }
+
+    fn answer(&self, success: bool, reason: String) {
+        let update = PipelineUpdateMessage {
+            // The scheduler knows what it had sent.
+            updates: Vec::new(),
+            ..self.update.clone()
+        };
+        let _ = self.parts.acks.send(PipelineUpdateStatusMessage {
+            update: Some(update),
+            success,
+            reason,
+        });
+    }
+}
+
+impl Parts {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> anyhow::Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let ended = || anyhow::anyhow!("the engine ends");
+        self.worker
+            .send(command(answer))
+            .await
+            .map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())
+    }
+
+    /// Reads partitions that topics have got since, from their beginning, and measures the lag.
+    async fn grow(&self) -> anyhow::Result<()> {
+        let context = &self.context;
+        let reads = self.ask(|answer| Command::Survey { answer }).await?;
+        let topics = context.partitions.topics();
+        let counts = context.admin.all_partitions(&topics).await?;
+        for (topic, count) in &counts {
+            context.partitions.set(topic, *count);
+        }
+        for read in reads {
+            let places: Vec<_> = read
+                .positions
+                .keys()
+                .map(|p| (read.topic.clone(), *p))
+                .collect();
+            if let Ok(ends) = context.consumer.ends(&places).await {
+                let behind = places.iter().zip(ends).map(|((_, partition), end)| {
+                    (end - read.positions.get(partition).unwrap_or(&end)).max(0)
+                });
+                context.metrics.lag(&read.topic, behind.sum());
+            }
+            let count = counts.get(&*read.topic).copied().unwrap_or(0);
+            if usize::try_from(count).is_ok_and(|count| count <= read.positions.len()) {
+                continue;
+            }
+            tracing::info!(topic = %read.topic, count, "the topic has more partitions");
+            for pipeline in read.readers {
+                let mine = places.iter().cloned().collect();
+                let topics = [read.topic.clone()].into();
+                let starts = takeover::claim(context, &pipeline, &topics, &mine).await?;
+                let grow = Command::Grow { pipeline, starts };
+                self.worker.send(grow).await?;
+            }
+        }
+        Ok(())
+    }
+}
