@@ -26,6 +26,9 @@ pub enum Error {
         /// Tensors in the message.
         tensors: usize,
     },
+    /// The bytes behind the JSON are not what the JSON says.
+    #[error("binary tensors: {0}")]
+    Binary(String),
     /// Not protobuf's JSON form of the message wanted.
     #[error("not the JSON form of {message}: {reason}")]
     ProtoJson {
@@ -70,6 +73,9 @@ pub enum Problem {
     /// A dimension below zero.
     #[error("the shape {0:?} has a negative dimension")]
     Shape(Vec<i64>),
+    /// Both `data` and `binary_data_size`.
+    #[error("it has both data and binary_data_size")]
+    Twice,
     /// Raw bytes that end inside an element.
     #[error("{0} raw bytes are not a whole number of {1} elements")]
     Raw(usize, Datatype),

@@ -1,4 +1,5 @@
 //! Whole requests and responses, JSON to protobuf and back.
+use bytes::Bytes;
 use seldon_proto::inference::{
     InferTensorContents, ModelInferRequest, ModelInferResponse,
     model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
@@ -14,7 +15,7 @@ use crate::{
 };
 
 #[derive(Deserialize)]
-struct Message {
+pub(crate) struct Message {
     #[serde(default)]
     model_name: Option<String>,
     #[serde(default)]
@@ -22,29 +23,36 @@ struct Message {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
-    parameters: Option<Map<String, Value>>,
+    pub(crate) parameters: Option<Map<String, Value>>,
     #[serde(default)]
-    inputs: Option<Vec<Tensor>>,
+    pub(crate) inputs: Option<Vec<Tensor>>,
     #[serde(default)]
-    outputs: Option<Vec<Tensor>>,
+    pub(crate) outputs: Option<Vec<Tensor>>,
 }
 
 #[derive(Deserialize)]
-struct Tensor {
-    name: String,
+pub(crate) struct Tensor {
+    pub(crate) name: String,
     #[serde(default)]
     datatype: Option<String>,
     #[serde(default)]
     shape: Option<Vec<i64>>,
     #[serde(default)]
-    parameters: Option<Map<String, Value>>,
+    pub(crate) parameters: Option<Map<String, Value>>,
     #[serde(default)]
-    data: Value,
+    pub(crate) data: Value,
+    /// What came behind the JSON in place of `data`.
+    #[serde(skip)]
+    pub(crate) binary: Option<Bytes>,
 }
 
 /// Reads a request's JSON. Contents are typed; with an FP16 tensor among them, all are raw.
 pub fn request_from_json(text: &[u8]) -> Result<ModelInferRequest, Error> {
-    let message: Message = serde_json::from_slice(text)?;
+    request_from_message(serde_json::from_slice(text)?)
+}
+
+/// A request of what was read; with a binary or an FP16 tensor among them, all are raw.
+pub(crate) fn request_from_message(message: Message) -> Result<ModelInferRequest, Error> {
     let mut request = ModelInferRequest {
         model_name: message.model_name.unwrap_or_default(),
         model_version: message.model_version.unwrap_or_default(),
@@ -52,14 +60,20 @@ pub fn request_from_json(text: &[u8]) -> Result<ModelInferRequest, Error> {
         parameters: parameters::from_json(message.parameters)?,
         ..Default::default()
     };
-    for tensor in message.inputs.unwrap_or_default() {
-        let (datatype, contents) = read_tensor(&tensor)?;
+    let mut binaries = Vec::new();
+    for mut tensor in message.inputs.unwrap_or_default() {
+        let binary = tensor.binary.take();
+        let (datatype, contents) = match &binary {
+            Some(raw) => (check_binary(&tensor, raw)?, None),
+            None => read_tensor(&tensor).map(|(datatype, contents)| (datatype, Some(contents)))?,
+        };
+        binaries.push((datatype, binary));
         request.inputs.push(InferInputTensor {
             name: tensor.name,
             datatype: datatype.name().to_owned(),
             shape: tensor.shape.unwrap_or_default(),
             parameters: parameters::from_json(tensor.parameters)?,
-            contents: Some(contents),
+            contents,
         });
     }
     for output in message.outputs.unwrap_or_default() {
@@ -68,12 +82,18 @@ pub fn request_from_json(text: &[u8]) -> Result<ModelInferRequest, Error> {
             parameters: parameters::from_json(output.parameters)?,
         });
     }
-    if request
-        .inputs
-        .iter()
-        .any(|tensor| tensor.datatype == Datatype::Fp16.name())
-    {
-        raw::pack_request(&mut request)?;
+    let raw = |(datatype, binary): &(Datatype, Option<Bytes>)| {
+        *datatype == Datatype::Fp16 || binary.is_some()
+    };
+    if binaries.iter().any(raw) {
+        for (tensor, (datatype, binary)) in request.inputs.iter_mut().zip(binaries) {
+            let raw = match (binary, tensor.contents.take()) {
+                (Some(raw), _) => raw,
+                (None, contents) => raw::to_raw(datatype, &contents.unwrap_or_default())
+                    .map_err(|problem| problem.of(&tensor.name))?,
+            };
+            request.raw_input_contents.push(raw);
+        }
     }
     Ok(request)
 }
@@ -177,7 +197,21 @@ pub fn response_to_json(response: &ModelInferResponse) -> Result<Value, Error> {
     Ok(Value::Object(object))
 }
 
-fn check_raw(raw: usize, tensors: usize) -> Result<(), Error> {
+/// The type of a tensor that came binary, if its size fits its shape.
+fn check_binary(tensor: &Tensor, raw: &[u8]) -> Result<Datatype, Error> {
+    let check = || {
+        let datatype: Datatype = tensor.datatype.as_deref().unwrap_or_default().parse()?;
+        if !tensor.data.is_null() {
+            return Err(Problem::Twice);
+        }
+        let found = raw::len(datatype, raw)?;
+        check_count(tensor.shape.as_deref().unwrap_or_default(), found)?;
+        Ok(datatype)
+    };
+    check().map_err(|problem: Problem| problem.of(&tensor.name))
+}
+
+pub(crate) fn check_raw(raw: usize, tensors: usize) -> Result<(), Error> {
     if raw == 0 || raw == tensors {
         Ok(())
     } else {

@@ -4,6 +4,7 @@
 //! an FP16 tensor is carried raw; in JSON it is written as numbers.
 #![warn(missing_docs)]
 
+mod binary;
 mod datatype;
 mod error;
 mod half;
@@ -13,6 +14,7 @@ mod protojson;
 mod raw;
 mod value;
 
+pub use binary::{RestBody, Wanted, request_from_rest, response_to_rest};
 pub use datatype::Datatype;
 pub use error::{Error, Problem};
 pub use json::{request_from_json, request_to_json, response_from_json, response_to_json};

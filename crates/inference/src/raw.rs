@@ -124,6 +124,27 @@ fn parse(name: &str, datatype: &str) -> Result<Datatype, Error> {
         .map_err(|problem: Problem| problem.of(name))
 }
 
+/// Elements of raw bytes.
+pub(crate) fn len(datatype: Datatype, raw: &[u8]) -> Result<usize, Problem> {
+    let broken = || Problem::Raw(raw.len(), datatype);
+    if let Some(size) = datatype.size() {
+        let whole = raw.len().is_multiple_of(size);
+        return whole.then_some(raw.len() / size).ok_or_else(broken);
+    }
+    let (mut rest, mut elements) = (raw, 0);
+    while !rest.is_empty() {
+        (_, rest) = element(rest).ok_or_else(broken)?;
+        elements += 1;
+    }
+    Ok(elements)
+}
+
+/// The first of BYTES elements, which have their length before them, and the others.
+fn element(raw: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, tail) = raw.split_first_chunk()?;
+    tail.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)
+}
+
 /// Typed contents from raw bytes. FP16 becomes `fp32_contents`, for writing JSON only.
 pub(crate) fn from_raw(datatype: Datatype, raw: &[u8]) -> Result<InferTensorContents, Problem> {
     let mut contents = InferTensorContents::default();
@@ -156,13 +177,8 @@ pub(crate) fn from_raw(datatype: Datatype, raw: &[u8]) -> Result<InferTensorCont
         Datatype::Bytes => {
             let mut rest = raw;
             while !rest.is_empty() {
-                let element = rest.split_first_chunk().and_then(|(length, tail)| {
-                    tail.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)
-                });
-                let Some((element, tail)) = element else {
-                    return Err(Problem::Raw(raw.len(), datatype));
-                };
-                contents.bytes_contents.push(element.to_vec());
+                let (first, tail) = element(rest).ok_or(Problem::Raw(raw.len(), datatype))?;
+                contents.bytes_contents.push(first.to_vec());
                 rest = tail;
             }
         }

@@ -103,6 +103,66 @@ pub(crate) fn to_json(datatype: Datatype, contents: &InferTensorContents, text: 
     }
 }
 
+/// Writes what [`to_json`] makes, without making it.
+pub(crate) fn write_json(
+    datatype: Datatype,
+    contents: &InferTensorContents,
+    text: bool,
+    out: &mut Vec<u8>,
+) -> serde_json::Result<()> {
+    match datatype {
+        Datatype::Bool => serde_json::to_writer(out, &contents.bool_contents),
+        Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 => {
+            serde_json::to_writer(out, &contents.uint_contents)
+        }
+        Datatype::Uint64 => serde_json::to_writer(out, &contents.uint64_contents),
+        Datatype::Int8 | Datatype::Int16 | Datatype::Int32 => {
+            serde_json::to_writer(out, &contents.int_contents)
+        }
+        Datatype::Int64 => serde_json::to_writer(out, &contents.int64_contents),
+        Datatype::Fp16 | Datatype::Fp32 => list(out, &contents.fp32_contents, |out, number| {
+            if number.is_finite() {
+                serde_json::to_writer(out, number)
+            } else {
+                serde_json::to_writer(out, &from_single(*number))
+            }
+        }),
+        Datatype::Fp64 => list(out, &contents.fp64_contents, |out, number| {
+            if number.is_finite() {
+                serde_json::to_writer(out, number)
+            } else {
+                serde_json::to_writer(out, &from_double(*number))
+            }
+        }),
+        Datatype::Bytes => {
+            list(
+                out,
+                &contents.bytes_contents,
+                |out, bytes| match std::str::from_utf8(bytes) {
+                    Ok(readable) if text => serde_json::to_writer(out, readable),
+                    _ => serde_json::to_writer(out, &BASE64_STANDARD.encode(bytes)),
+                },
+            )
+        }
+    }
+}
+
+fn list<T>(
+    out: &mut Vec<u8>,
+    elements: &[T],
+    mut write: impl FnMut(&mut Vec<u8>, &T) -> serde_json::Result<()>,
+) -> serde_json::Result<()> {
+    out.push(b'[');
+    for (index, element) in elements.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write(out, element)?;
+    }
+    out.push(b']');
+    Ok(())
+}
+
 fn flatten<'a>(value: &'a Value, flat: &mut Vec<&'a Value>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| flatten(item, flat)),

@@ -1,1 +1,35 @@
-fn main() {}
+//! `seldon-pipelinegateway`: see `seldon-pipelinegateway --help`.
+use std::path::Path;
+
+use clap::Parser;
+use seldon_kafka::Settings;
+use seldon_pipelinegateway::{Listeners, Options};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let tracing_config = Some(options.tracing_config_path.as_str()).filter(|path| !path.is_empty());
+    let _telemetry = seldon_telemetry::init(
+        "seldon-pipelinegateway",
+        &options.log_level,
+        tracing_config.map(Path::new),
+    )?;
+    let kafka = Settings::load(&options.kafka_config_path)?;
+    let listeners = Listeners::bind(&options).await?;
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopped.cancel();
+    });
+    seldon_pipelinegateway::run(options, kafka, listeners, stop).await
+}
