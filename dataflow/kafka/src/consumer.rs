@@ -152,8 +152,10 @@ impl Consumer {
     /// The group's offsets, `None` where it has none.
     pub async fn committed(&self, partitions: &[(Arc<str>, i32)]) -> Result<Vec<Option<i64>>> {
         let partitions = partitions.to_vec();
-        self.blocking(move |client| committed(client, &partitions))
-            .await
+        let found = self
+            .blocking(move |client| committed(client, &partitions))
+            .await?;
+        Ok(found.into_iter().map(|one| Some(one?.0)).collect())
     }
 
     /// The offsets of what will be written next, of many partitions at once.
@@ -180,6 +182,27 @@ impl Consumer {
             .context("offsets cannot be stored")
     }
 
+    /// As [`Consumer::commit`], with a note of who works on what follows.
+    pub async fn commit_by(&self, of: &[(Arc<str>, i32, i64)], owner: &str) -> Result<()> {
+        if of.is_empty() {
+            return Ok(());
+        }
+        let list = owned_offsets(of, owner)?;
+        self.blocking(move |client| Ok(client.commit(&list, CommitMode::Sync)?))
+            .await
+            .context("offsets cannot be stored")
+    }
+
+    /// The group's offsets with their notes of who works on what follows.
+    pub async fn committed_by(
+        &self,
+        partitions: &[(Arc<str>, i32)],
+    ) -> Result<Vec<Option<(i64, String)>>> {
+        let partitions = partitions.to_vec();
+        self.blocking(move |client| committed(client, &partitions))
+            .await
+    }
+
     /// The oldest offset and the one written next.
     pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
         let name = topic.to_owned();
@@ -204,7 +227,7 @@ impl Consumer {
 fn committed(
     client: &StreamConsumer<Context>,
     partitions: &[(Arc<str>, i32)],
-) -> Result<Vec<Option<i64>>> {
+) -> Result<Vec<Option<(i64, String)>>> {
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
@@ -213,8 +236,8 @@ fn committed(
         .context("the group's offsets cannot be read")?;
     let offset = |(topic, partition): &(Arc<str>, i32)| {
         let found = found.find_partition(topic, *partition);
-        match found.map(|found| found.offset()) {
-            Some(Offset::Offset(offset)) => Some(offset),
+        match found.as_ref().map(|found| (found.offset(), found.metadata())) {
+            Some((Offset::Offset(offset), owner)) => Some((offset, owner.to_owned())),
             _ => None,
         }
     };
@@ -252,8 +275,11 @@ fn resolve(client: &StreamConsumer<Context>, partitions: &[(Arc<str>, i32)]) -> 
         .map(|(partition, _)| partition.clone())
         .collect();
     let mut ends = ends(client, &without)?.into_iter();
-    let offset = |committed: Option<i64>| committed.or_else(|| ends.next()).unwrap_or(0);
-    Ok(committed.into_iter().map(offset).collect())
+    let mut offset = |committed: Option<(i64, String)>| {
+        let committed = committed.map(|(offset, _)| offset);
+        committed.or_else(|| ends.next()).unwrap_or(0)
+    };
+    Ok(committed.into_iter().map(&mut offset).collect())
 }
 
 fn list(partitions: &[(Arc<str>, i32)]) -> TopicPartitionList {
@@ -268,6 +294,19 @@ pub(crate) fn offsets(of: &[(Arc<str>, i32, i64)]) -> Result<TopicPartitionList>
     let mut list = TopicPartitionList::with_capacity(of.len());
     for (topic, partition, offset) in of {
         list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
+    }
+    Ok(list)
+}
+
+pub(crate) fn owned_offsets(
+    of: &[(Arc<str>, i32, i64)],
+    owner: &str,
+) -> Result<TopicPartitionList> {
+    let list = offsets(of)?;
+    for (topic, partition, _) in of {
+        if let Some(mut found) = list.find_partition(topic, *partition) {
+            found.set_metadata(owner);
+        }
     }
     Ok(list)
 }

@@ -46,8 +46,18 @@ impl Transactions {
         consumer: &Consumer,
         offsets: &[(Arc<str>, i32, i64)],
     ) -> Result<(), SendError> {
+        self.offsets_of(consumer, offsets, "").await
+    }
+
+    /// As [`Transactions::offsets`], with a note of who works on what follows.
+    pub async fn offsets_of(
+        &self,
+        consumer: &Consumer,
+        offsets: &[(Arc<str>, i32, i64)],
+        owner: &str,
+    ) -> Result<(), SendError> {
         let other = |error: &dyn std::fmt::Display| SendError::Other(error.to_string());
-        let list = crate::consumer::offsets(offsets).map_err(|error| other(&error))?;
+        let list = crate::consumer::owned_offsets(offsets, owner).map_err(|error| other(&error))?;
         let group = consumer.group().map_err(|error| other(&error))?;
         self.blocking(move |producer| {
             let client = &producer.client;

@@ -1,0 +1,80 @@
+//! Why a model did not answer.
+use std::error::Error as _;
+
+use tonic::{Code, Status};
+
+/// A failure, as an error record tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) http: u16,
+    pub(crate) grpc: i32,
+    pub(crate) text: String,
+    /// Asking again may help.
+    pub(crate) passes: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
+        Self {
+            http: http_of(code),
+            grpc: code as i32,
+            text: text.into(),
+            passes: matches!(code, Code::Unavailable | Code::ResourceExhausted),
+        }
+    }
+
+    /// A status with a source was made here, since the connection failed.
+    pub(crate) fn of_status(status: &Status) -> Self {
+        let broken = status.source().is_some();
+        let code = match status.code() {
+            Code::Unknown | Code::Internal if broken => Code::Unavailable,
+            code => code,
+        };
+        let mut text = status.message().to_owned();
+        if text.is_empty() {
+            text = code.description().to_owned();
+        }
+        Self::new(code, text)
+    }
+
+    pub(crate) fn of_http(status: http::StatusCode, body: &[u8]) -> Self {
+        let code = match status.as_u16() {
+            400 | 405 | 411..=415 | 422 => Code::InvalidArgument,
+            401 => Code::Unauthenticated,
+            403 => Code::PermissionDenied,
+            404 => Code::NotFound,
+            408 | 504 => Code::DeadlineExceeded,
+            409 => Code::Aborted,
+            429 => Code::ResourceExhausted,
+            501 => Code::Unimplemented,
+            502 | 503 => Code::Unavailable,
+            _ => Code::Internal,
+        };
+        let text = if body.is_empty() {
+            status.to_string()
+        } else {
+            String::from_utf8_lossy(body).into_owned()
+        };
+        Self {
+            http: status.as_u16(),
+            ..Self::new(code, text)
+        }
+    }
+}
+
+fn http_of(code: Code) -> u16 {
+    match code {
+        Code::Ok => 200,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => 400,
+        Code::Unauthenticated => 401,
+        Code::PermissionDenied => 403,
+        Code::NotFound => 404,
+        Code::AlreadyExists | Code::Aborted => 409,
+        Code::ResourceExhausted => 429,
+        Code::Cancelled => 499,
+        Code::Unimplemented => 501,
+        Code::Unavailable => 503,
+        Code::DeadlineExceeded => 504,
+        Code::Unknown | Code::Internal | Code::DataLoss => 500,
+    }
+}

@@ -1,0 +1,101 @@
+//! A model that is read.
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use seldon_records::Record;
+use tokio::sync::Semaphore;
+
+/// A record to work on.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) record: Record,
+    /// It may have been worked on before, by a process that died.
+    pub(crate) replayed: bool,
+}
+
+/// A topic that is written to.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) topic: Arc<str>,
+    partitions: AtomicI32,
+}
+
+impl Target {
+    pub(crate) fn new(topic: &str, partitions: i32) -> Self {
+        Self {
+            topic: topic.into(),
+            partitions: AtomicI32::new(partitions.max(1)),
+        }
+    }
+
+    pub(crate) fn set_partitions(&self, partitions: i32) {
+        self.partitions.store(partitions.max(1), Ordering::Relaxed);
+    }
+
+    /// The same partition, as far as there are as many.
+    pub(crate) fn partition(&self, of: i32) -> i32 {
+        of % self.partitions.load(Ordering::Relaxed)
+    }
+}
+
+/// A model this gateway owns.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) name: Arc<str>,
+    pub(crate) inputs: Arc<str>,
+    pub(crate) outputs: Target,
+    /// Requests at a time.
+    pub(crate) permits: Semaphore,
+    /// Topics go with the model.
+    pub(crate) clean: AtomicBool,
+    /// Keys that are worked on, and what waits behind them.
+    busy: Mutex<HashMap<Bytes, VecDeque<Job>>>,
+}
+
+impl Model {
+    pub(crate) fn new(name: &str, inputs: &str, outputs: Target, workers: usize) -> Self {
+        Self {
+            name: name.into(),
+            inputs: inputs.into(),
+            outputs,
+            permits: Semaphore::new(workers.max(1)),
+            clean: AtomicBool::new(false),
+            busy: Mutex::default(),
+        }
+    }
+
+    /// The job, if its key is free; else it waits for those before it.
+    pub(crate) fn start(&self, job: Job) -> Option<Job> {
+        let Some(key) = job.record.key.clone() else {
+            return Some(job);
+        };
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        match busy.get_mut(&key) {
+            Some(waiting) => {
+                waiting.push_back(job);
+                None
+            }
+            None => {
+                busy.insert(key, VecDeque::new());
+                Some(job)
+            }
+        }
+    }
+
+    /// What comes after a job of this key; the key is free if nothing does.
+    pub(crate) fn next(&self, key: Option<&Bytes>) -> Option<Job> {
+        let key = key?;
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = busy.get_mut(key).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            busy.remove(key);
+        }
+        next
+    }
+}
