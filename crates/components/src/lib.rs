@@ -4,6 +4,7 @@
 
 mod cache;
 mod command;
+mod kafka;
 mod pins;
 mod python;
 mod triton;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 pub use cache::Cache;
+pub use kafka::Kafka;
 pub use pins::{EnvoyVersion, MLSERVER, TRITON};
 
 use crate::command::{on_path, run};

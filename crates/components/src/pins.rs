@@ -10,6 +10,11 @@ pub(crate) const PYTRITON: Wheel = Wheel {
 };
 /// With numpy 2 every output of a Python model fails.
 pub(crate) const TRITON_NUMPY: &str = include_str!("../pins/triton-numpy.txt");
+/// Apache Kafka; what it is made of is in its pom.
+pub(crate) const KAFKA: &str = "4.3.1";
+pub(crate) const KAFKA_POM: &str = include_str!("../pins/kafka-4.3.1.xml");
+pub(crate) const KAFKA_LOGGING: &str = include_str!("../pins/kafka-log4j2.properties");
+pub(crate) const MAVEN_DEPENDENCY: &str = "3.8.1";
 pub(crate) const GRPCURL: &str = "1.9.3";
 pub(crate) const TRITONCLIENT: &str = "2.73.0";
 
