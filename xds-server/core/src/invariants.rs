@@ -1,9 +1,13 @@
 //! What must hold after every step, defined once: checked in part by debug builds, in full by the property tests.
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     RolloutOutcome, State,
     experiment::{Entry, Index, derive, status},
+    pipeline::Version,
     replica_state::{ReplicaState::*, can_receive_traffic, holds_memory, is_transient},
 };
 
@@ -26,6 +30,7 @@ pub fn check(state: &State) -> Result<(), String> {
     check_touched(state);
     check_books(state)?;
     check_experiments(state)?;
+    check_pipelines(state)?;
     for (name, entry) in &state.models {
         for split in &entry.splits {
             if split.weight == 0 || split.replicas.replicas.is_empty() {
@@ -152,8 +157,15 @@ fn check_split(state: &State, entry: &Entry) -> Result<(), String> {
     let candidates = route.candidates.iter().map(|one| (&one.name, &one.splits));
     let mirror = route.mirror.iter().map(|one| (&one.name, &one.splits));
     for (model, splits) in candidates.chain(mirror) {
-        let known = state.models.get(model);
-        if splits.is_empty() || known.is_none_or(|known| known.splits != *splits) {
+        let known = match route.pipelines {
+            true => state
+                .pipelines
+                .entries
+                .get(model)
+                .map(|known| &known.splits),
+            false => state.models.get(model).map(|known| &known.splits),
+        };
+        if splits.is_empty() || known != Some(splits) {
             return Err(format!(
                 "experiment {name} leads where the route of {model} does not"
             ));
@@ -186,4 +198,63 @@ fn check_split(state: &State, entry: &Entry) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Routes of pipelines lead to gateways that are known, nobody lets go too early, and one engine at most is to run one.
+fn check_pipelines(state: &State) -> Result<(), String> {
+    let mut users: BTreeMap<&Arc<str>, BTreeSet<&Arc<str>>> = BTreeMap::new();
+    for (name, entry) in &state.pipelines.entries {
+        for model in &entry.uses {
+            users.entry(model).or_default().insert(name);
+        }
+        for split in &entry.splits {
+            let replicas = &split.replicas.replicas;
+            if replicas.is_empty() || split.weight == 0 {
+                return Err(format!("the route of pipeline {name} has an empty split"));
+            }
+            if state.endpoints(&split.replicas).len() != replicas.len() {
+                return Err(format!(
+                    "the route of pipeline {name} names a gateway without an endpoint"
+                ));
+            }
+            if entry.deleted {
+                return Err(format!("pipeline {name} is removed and has a route"));
+            }
+        }
+        for (gateway, task) in &entry.gateways.0 {
+            let early = task.gate.is_none_or(|gate| gate > state.world.released);
+            if task.is_delete() && early {
+                return Err(format!(
+                    "gateway {gateway} lets pipeline {name} go while Envoys may ask it"
+                ));
+            }
+        }
+        let engines = &state.fleets.engines;
+        let living = entry.versions.iter().filter(|version| version.lives());
+        let owners: BTreeSet<&Arc<str>> = living
+            .flat_map(|version| &version.engines.0)
+            .filter(|(engine, task)| task.is_create() && engines.connected(engine))
+            .map(|(engine, _)| engine)
+            .collect();
+        if owners.len() > 1 {
+            return Err(format!("pipeline {name} is to run on {owners:?}"));
+        }
+        let numbers = entry.versions.iter().map(Version::number);
+        if !numbers.is_sorted_by(|one, next| one < next) {
+            return Err(format!("versions of pipeline {name} are not in order"));
+        }
+        for (worker, member) in &entry.on {
+            let noted = state.fleets.of(*worker).get(member);
+            if noted.is_none_or(|noted| !noted.objects.contains(name)) {
+                return Err(format!("{member} does not know of pipeline {name}"));
+            }
+        }
+    }
+    let indexed = state.pipelines.users.iter();
+    let indexed: BTreeMap<_, BTreeSet<_>> = indexed
+        .map(|(model, pipelines)| (model, pipelines.iter().collect()))
+        .collect();
+    (indexed == users)
+        .then_some(())
+        .ok_or_else(|| "the index of pipelines by model is not that of its entries".to_owned())
 }

@@ -9,6 +9,7 @@ mod experiment;
 mod explain;
 pub mod invariants;
 mod model;
+mod pipeline;
 mod reconcile;
 mod replica_state;
 mod retire;
@@ -30,6 +31,7 @@ pub use event::{AgentKey, Event, Generation, Measurement, Now, StreamId, Worker}
 pub use experiment::{CandidateVerdict, ExperimentExplanation, MirrorVerdict, RolloutVerdict};
 pub use explain::{Explanation, ReplicaVerdict, ServerVerdict};
 pub use model::RETRY_PARAMETER;
+pub use pipeline::{PipelineExplanation, StepVerdict, WorkerVerdict};
 pub use state::{Outcome, State};
 pub use view::{
     Endpoint, ExperimentRoute, LiveCandidate, LiveMirror, PIPELINE_GATEWAYS, PIPELINE_SUFFIX,

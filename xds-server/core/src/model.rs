@@ -7,6 +7,7 @@ use seldon_proto::scheduler::{
 
 use crate::{
     Generation, Split,
+    pipeline::ModelTasks,
     replica_state::{ReplicaState, is_loaded, is_loading_or_loaded},
 };
 
@@ -87,6 +88,8 @@ pub(crate) struct Entry {
     pub(crate) unconfirmed: bool,
     /// When a model that is gone is no longer shown.
     pub(crate) gone_at: Option<Duration>,
+    /// Who reads its topics.
+    pub(crate) gateway: ModelTasks,
 }
 
 impl Replica {
@@ -189,6 +192,7 @@ impl Entry {
             timer: None,
             unconfirmed: false,
             gone_at: None,
+            gateway: ModelTasks::default(),
         }
     }
 

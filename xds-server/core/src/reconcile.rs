@@ -366,7 +366,7 @@ fn finish_deletion(entry: &mut Entry, world: &mut World) {
     }
 }
 
-fn refresh_timer(entry: &mut Entry, world: &mut World) {
+pub(crate) fn refresh_timer(entry: &mut Entry, world: &mut World) {
     use crate::world::Timer;
     let deadlines = entry.versions.iter().flat_map(|version| {
         version
@@ -375,7 +375,8 @@ fn refresh_timer(entry: &mut Entry, world: &mut World) {
             .filter_map(|replica| replica.deadline)
             .chain(version.retry_at)
     });
-    let next = deadlines.chain(entry.gone_at).min();
+    let gateway = entry.gateway.tasks.next_due();
+    let next = deadlines.chain(entry.gone_at).chain(gateway).min();
     if next == entry.timer {
         return;
     }

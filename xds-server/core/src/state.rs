@@ -6,16 +6,17 @@ use std::{
 };
 
 use seldon_proto::scheduler::{
-    ExperimentStatusResponse, ModelStatusResponse, ServerStatusResponse,
+    ExperimentStatusResponse, ModelStatusResponse, PipelineStatusResponse, ServerStatusResponse,
 };
 
 use crate::{
     Config, Effect, Endpoint, Event, ExperimentExplanation, ExperimentRoute, Explanation,
-    Generation, Now, Refusal, ReplicaSet, Route,
+    Generation, Now, PIPELINE_GATEWAYS, PipelineExplanation, Refusal, ReplicaSet, Route,
     experiment::{self, Experiments, Surroundings},
     explain,
     model::{Entry, logs_payloads, retries},
-    reconcile::reconcile,
+    pipeline::{self, Fleets, Pipelines},
+    reconcile::{reconcile, refresh_timer},
     status, step,
     world::{Timer, World},
 };
@@ -38,6 +39,8 @@ pub struct State {
     pub(crate) models: BTreeMap<Arc<str>, Entry>,
     pub(crate) world: World,
     pub(crate) experiments: Experiments,
+    pub(crate) pipelines: Pipelines,
+    pub(crate) fleets: Fleets,
 }
 
 impl State {
@@ -51,6 +54,8 @@ impl State {
             models: BTreeMap::new(),
             world,
             experiments: Experiments::default(),
+            pipelines: Pipelines::default(),
+            fleets: Fleets::default(),
         }
     }
 
@@ -84,20 +89,39 @@ impl State {
         self.world.generation
     }
 
-    /// Whether the servers of before are back; until then nothing shrinks or moves, and Envoys must not be served.
+    /// Whether the servers and the pipelines of before are back; until then Envoys must not be served.
     pub fn synchronised(&self) -> bool {
-        self.world.sync.done
+        self.world.sync.done && self.fleets.back(&self.world)
     }
 
+    /// The route of a model, or of a pipeline with [`crate::PIPELINE_SUFFIX`].
     pub fn route(&self, model: &str) -> Option<Route> {
-        self.route_of(self.models.get(model)?)
+        match self.pipelines.by_endpoint(model) {
+            Some(entry) => self.route_of_pipeline(entry),
+            None => self.route_of(self.models.get(model)?),
+        }
     }
 
-    /// All routes, by model.
+    /// All routes, those of models first, by name.
     pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
-        self.models
-            .values()
+        let models = self.models.values();
+        let pipelines = self.pipelines.entries.values();
+        models
             .filter_map(|entry| self.route_of(entry))
+            .chain(pipelines.filter_map(|entry| self.route_of_pipeline(entry)))
+    }
+
+    fn route_of_pipeline(&self, entry: &pipeline::Entry) -> Option<Route> {
+        let index = &self.experiments.index;
+        (!entry.splits.is_empty()).then(|| Route {
+            model: entry.endpoint.clone(),
+            pipeline: true,
+            splits: entry.splits.clone(),
+            retry: true,
+            log_payloads: false,
+            split_by: index.split_by(&entry.endpoint).cloned(),
+            candidate: index.is_candidate(&entry.endpoint),
+        })
     }
 
     fn route_of(&self, entry: &Entry) -> Option<Route> {
@@ -124,7 +148,7 @@ impl State {
         self.experiments.running().map(|entry| &entry.name)
     }
 
-    /// The running experiment whose default this model is.
+    /// The running experiment whose default this model is, or this pipeline with [`crate::PIPELINE_SUFFIX`].
     pub fn split_by(&self, model: &str) -> Option<Arc<str>> {
         self.experiments.index.split_by(model).cloned()
     }
@@ -158,12 +182,21 @@ impl State {
     pub(crate) fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {
             models: &self.models,
+            pipelines: &self.pipelines,
+            fleets: &self.fleets,
             world: &self.world,
         }
     }
 
     /// Where the replicas of a set listen; one that is unknown is left out.
     pub fn endpoints(&self, set: &ReplicaSet) -> Vec<Endpoint> {
+        if *set.server == *PIPELINE_GATEWAYS {
+            let members = self.fleets.pipeline_gateways.members.values();
+            let chosen = members.filter(|member| set.replicas.contains(&member.index));
+            return chosen
+                .filter_map(|member| member.endpoint.clone())
+                .collect();
+        }
         let Some(server) = self.world.servers.get(&set.server) else {
             return Vec::new();
         };
@@ -201,6 +234,28 @@ impl State {
             .map(|(name, server)| status::server_status(name, server))
     }
 
+    /// All pipelines that can be shown, those lately deleted included.
+    pub fn pipeline_names(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
+        self.pipelines.entries.keys()
+    }
+
+    /// The documented status of a pipeline.
+    pub fn pipeline_status(
+        &self,
+        name: &str,
+        all_versions: bool,
+    ) -> Option<PipelineStatusResponse> {
+        let entry = self.pipelines.entries.get(name)?;
+        Some(pipeline::pipeline_status(entry, all_versions))
+    }
+
+    /// Why a pipeline is, or is not, ready.
+    pub fn explain_pipeline(&self, name: &str) -> Option<PipelineExplanation> {
+        let entry = self.pipelines.entries.get(name)?;
+        let route = self.route_of_pipeline(entry);
+        Some(pipeline::explain(entry, route, &self.models, &self.fleets))
+    }
+
     /// Why a model is, or is not, served where it is.
     pub fn explain(&self, model: &str) -> Option<Explanation> {
         let entry = self.models.get(model)?;
@@ -226,6 +281,14 @@ impl State {
                     }
                     self.world.dirty.insert(name);
                 }
+                Timer::Pipeline(name) => {
+                    if let Some(entry) = self.pipelines.entries.get_mut(&name) {
+                        entry.timer = None;
+                    }
+                    self.pipelines.dirty.insert(name);
+                }
+                Timer::Worker(worker, name) => step::worker_due(self, worker, &name),
+                Timer::Workers => step::workers_due(self),
                 Timer::Experiment(name) => {
                     if let Some(entry) = self.experiments.entries.get_mut(&name) {
                         entry.timer = None;
@@ -260,7 +323,9 @@ impl State {
             }
             announced.insert(server);
         }
+        self.settle_pipelines();
         experiment::settle(self);
+        self.fleets.prune(&mut self.world);
         self.world
             .effects
             .extend(announced.into_iter().map(Effect::ServerChanged));
@@ -271,8 +336,12 @@ impl State {
             let Some(entry) = self.models.get_mut(&name) else {
                 continue;
             };
-            self.experiments.touch_model(&name);
+            self.experiments.touch(&name);
+            self.pipelines.touch_model(&name);
             reconcile(entry, &mut self.world);
+            let used = self.pipelines.users.contains_key(&name);
+            pipeline::settle_model(entry, used, &mut self.fleets, &mut self.world);
+            refresh_timer(entry, &mut self.world);
             step::advance_drains(entry, &mut self.world);
             let over = entry
                 .gone_at
@@ -281,11 +350,42 @@ impl State {
                 let timer = (entry.timer.unwrap_or_default(), Timer::Model(name.clone()));
                 self.world.timers.remove(&timer);
                 let unconfirmed = entry.unconfirmed;
+                pipeline::forget_model(entry, &mut self.fleets);
                 self.models.remove(&name);
                 if unconfirmed {
                     self.world.effects.push(Effect::ForgetModel(name));
                 }
             }
+        }
+    }
+
+    /// After models, whose state pipelines show; a pipeline that begins or ends may concern models in turn.
+    fn settle_pipelines(&mut self) {
+        loop {
+            while let Some(name) = self.pipelines.dirty.pop_first() {
+                let Some(mut entry) = self.pipelines.entries.remove(&name) else {
+                    continue;
+                };
+                self.experiments.touch(&entry.endpoint);
+                pipeline::reconcile(
+                    &mut entry,
+                    &mut self.pipelines,
+                    &mut self.fleets,
+                    &self.models,
+                    &mut self.world,
+                );
+                let now = self.world.now.monotonic;
+                let over = entry.gone_at.is_some_and(|gone| gone <= now);
+                if over && entry.next.is_none() {
+                    step::forget_pipeline(self, &entry);
+                } else {
+                    self.pipelines.entries.insert(name, entry);
+                }
+            }
+            if self.world.dirty.is_empty() {
+                return;
+            }
+            self.reconcile_dirty();
         }
     }
 

@@ -113,7 +113,7 @@ fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>
     (ModelState::ModelProgressing, waiting)
 }
 
-fn timestamp(wall: Duration) -> Option<Timestamp> {
+pub(crate) fn timestamp(wall: Duration) -> Option<Timestamp> {
     let seconds = i64::try_from(wall.as_secs()).ok()?;
     let nanos = i32::try_from(wall.subsec_nanos()).ok()?;
     Some(Timestamp { seconds, nanos })
@@ -170,8 +170,8 @@ fn version_status(
             available_replicas,
             unavailable_replicas,
             last_change_timestamp: timestamp(entry.since),
-            model_gw_state: ModelState::ModelCreate.into(),
-            model_gw_reason: String::new(),
+            model_gw_state: entry.gateway.state.into(),
+            model_gw_reason: entry.gateway.reason.clone(),
         }),
         model_defn: Some(definition(&version.spec)),
     }

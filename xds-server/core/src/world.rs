@@ -10,7 +10,7 @@ use seldon_proto::agent::{
 };
 
 use crate::{
-    AgentKey, Config, Effect, Generation, Now, Record,
+    AgentKey, Config, Effect, Generation, Now, Record, Worker,
     model::{Replica, Version},
     replica_state::{ReplicaState, holds_memory, is_transient},
     server::Server,
@@ -24,6 +24,11 @@ pub(crate) enum Timer {
     Replica(AgentKey),
     Model(Arc<str>),
     Experiment(Arc<str>),
+    Pipeline(Arc<str>),
+    /// A worker that is lost.
+    Worker(Worker, Arc<str>),
+    /// After a restart, workers were waited for long enough.
+    Workers,
 }
 
 /// Everything but the models.

@@ -1,25 +1,40 @@
 //! How requests are shared out now, derived from the models.
 use std::{collections::BTreeMap, sync::Arc};
 
-use seldon_proto::scheduler::{Experiment, model_status::ModelState};
+use seldon_proto::scheduler::{
+    Experiment, model_status::ModelState, pipeline_version_state::PipelineStatus,
+};
 
 use super::{Entry, check::of_pipelines};
 use crate::{
-    ExperimentRoute, LiveCandidate, LiveMirror, RolloutOutcome, Split, model, reconcile::standing,
-    server::Standing, world::World,
+    ExperimentRoute, LiveCandidate, LiveMirror, RolloutOutcome, Split, model,
+    pipeline::{Fleets, Pipelines},
+    reconcile::standing,
+    server::Standing,
+    world::World,
 };
 
 /// What an experiment depends on.
 #[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'a> {
     pub(crate) models: &'a BTreeMap<Arc<str>, model::Entry>,
+    pub(crate) pipelines: &'a Pipelines,
+    pub(crate) fleets: &'a Fleets,
     pub(crate) world: &'a World,
 }
 
 impl<'a> Surroundings<'a> {
     /// The versions of a candidate or mirror that answer, and whether an agent that is there and means to stay has one.
     pub(crate) fn splits(&self, spec: &Experiment, name: &str) -> Option<(&'a [Split], bool)> {
-        let entry = self.models.get(name).filter(|_| !of_pipelines(spec))?;
+        if of_pipelines(spec) {
+            let entry = self.pipelines.entries.get(name)?;
+            let gateways = &self.fleets.pipeline_gateways;
+            let mut tasks = entry.gateways.0.iter();
+            let there = tasks.any(|(name, task)| task.serving && gateways.connected(name));
+            let usable = there && entry.rejected.is_none();
+            return (!entry.splits.is_empty()).then_some((&entry.splits, usable));
+        }
+        let entry = self.models.get(name)?;
         let mut replicas = entry.splits.iter().flat_map(|split| {
             let set = &split.replicas;
             set.replicas.iter().map(move |index| (split, *index))
@@ -37,14 +52,18 @@ impl<'a> Surroundings<'a> {
 
     /// Whether the newest of a candidate or mirror is available.
     pub(crate) fn ready(&self, spec: &Experiment, name: &str) -> bool {
-        let entry = self.models.get(name).filter(|_| !of_pipelines(spec));
+        if of_pipelines(spec) {
+            let entry = self.pipelines.entries.get(name);
+            return entry.is_some_and(|entry| !entry.deleted && entry.ready());
+        }
+        let entry = self.models.get(name);
         entry.is_some_and(|entry| entry.shown.state == ModelState::ModelAvailable)
     }
 
     /// Why it is not ready, or has no share although others have.
     pub(crate) fn why_not(&self, spec: &Experiment, name: &str) -> String {
         if of_pipelines(spec) {
-            return format!("pipeline {name} is not loaded");
+            return self.why_no_pipeline(name);
         }
         let Some(entry) = self.models.get(name) else {
             return format!("model {name} is not loaded");
@@ -65,6 +84,25 @@ impl<'a> Surroundings<'a> {
             }
             _ => because("is not ready yet"),
         }
+    }
+
+    fn why_no_pipeline(&self, name: &str) -> String {
+        let entry = self.pipelines.entries.get(name);
+        let Some(entry) = entry.filter(|entry| entry.gone_at.is_none()) else {
+            return format!("pipeline {name} is not loaded");
+        };
+        if entry.deleted {
+            return format!("pipeline {name} is being removed");
+        }
+        let shown = &entry.latest().shown;
+        if shown.status != PipelineStatus::PipelineReady {
+            return format!("pipeline {name} is not ready yet: {}", shown.reason);
+        }
+        if shown.gateway_status != PipelineStatus::PipelineReady {
+            let reason = &shown.gateway_reason;
+            return format!("pipeline {name} is not ready at its gateways: {reason}");
+        }
+        format!("no gateway of pipeline {name} is connected")
     }
 }
 

@@ -1,4 +1,5 @@
-//! Which experiments a model is part of, so that a change of a model touches only those.
+//! Which experiments a model or pipeline is part of, so that a change of it touches only those. Pipelines stand here with
+//! their suffix.
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -10,6 +11,7 @@ use super::{
     Entry,
     check::{members, of_pipelines},
 };
+use crate::pipeline::endpoint;
 
 /// Which experiments a model is part of. Of running experiments only.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -35,14 +37,13 @@ pub(crate) struct Membership {
 
 impl Membership {
     pub(crate) fn of(entry: Option<&Entry>) -> Membership {
-        let spec = entry.and_then(Entry::in_force);
-        let Some(spec) = spec.filter(|spec| !of_pipelines(spec)) else {
+        let Some(spec) = entry.and_then(Entry::in_force) else {
             return Membership::default();
         };
         let candidates = spec.candidates.iter();
         Membership {
-            split: spec.default.as_deref().map(Arc::from),
-            candidates: candidates.map(|one| one.name.as_str().into()).collect(),
+            split: spec.default.as_deref().map(|name| routed(spec, name)),
+            candidates: candidates.map(|one| routed(spec, &one.name)).collect(),
         }
     }
 
@@ -69,6 +70,14 @@ fn specs(entry: &Entry) -> impl Iterator<Item = &Arc<Experiment>> {
     wanted.into_iter().chain(other)
 }
 
+/// The name by which requests are routed to a candidate or mirror; no model is called as a pipeline is.
+fn routed(spec: &Experiment, name: &str) -> Arc<str> {
+    match of_pipelines(spec) {
+        true => endpoint(name),
+        false => name.into(),
+    }
+}
+
 impl Index {
     pub(crate) fn add(&mut self, entry: &Entry) {
         for spec in specs(entry) {
@@ -78,8 +87,8 @@ impl Index {
                 let owner = self.defaults.entry(key);
                 owner.or_insert_with(|| entry.name.clone());
             }
-            for member in members(spec).filter(|_| !pipelines) {
-                let concerned = self.concerned.entry(member.into()).or_default();
+            for member in members(spec) {
+                let concerned = self.concerned.entry(routed(spec, member)).or_default();
                 concerned.insert(entry.name.clone());
             }
         }
@@ -104,7 +113,7 @@ impl Index {
                 }
             }
             for member in members(spec) {
-                drop_from(&mut self.concerned, member, &entry.name);
+                drop_from(&mut self.concerned, &routed(spec, member), &entry.name);
             }
         }
         let membership = Membership::of(Some(entry));

@@ -103,9 +103,9 @@ impl Entry {
 }
 
 impl Experiments {
-    /// Something about a model changed.
-    pub(crate) fn touch_model(&mut self, model: &str) {
-        self.dirty.extend(self.index.concerned(model).cloned());
+    /// Something about a model, or a pipeline (with its suffix), changed.
+    pub(crate) fn touch(&mut self, name: &str) {
+        self.dirty.extend(self.index.concerned(name).cloned());
     }
 
     pub(crate) fn touch_all(&mut self) {

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{Entry, Experiments, Membership, Surroundings, derive, status};
 use crate::{
     Effect, State, model,
+    pipeline::{Fleets, Pipelines},
     world::{Timer, World},
 };
 
@@ -18,7 +19,9 @@ pub(crate) fn put(state: &mut State, mut entry: Entry) {
     let before = Membership::of(former.as_ref());
     for model in before.changed(&Membership::of(Some(&entry))) {
         entry.generation = state.world.grow();
-        if let Some(known) = state.models.get_mut(&model) {
+        if let Some(known) = state.pipelines.by_endpoint_mut(&model) {
+            known.route_generation = entry.generation;
+        } else if let Some(known) = state.models.get_mut(&model) {
             known.route_generation = entry.generation;
         }
         state.world.effects.push(Effect::RouteChanged(model));
@@ -35,6 +38,8 @@ pub(crate) fn settle(state: &mut State) {
         models,
         world,
         experiments,
+        pipelines,
+        fleets,
     } = state;
     while let Some(name) = experiments.dirty.pop_first() {
         let Some(mut entry) = experiments.entries.remove(&name) else {
@@ -45,7 +50,7 @@ pub(crate) fn settle(state: &mut State) {
             set_timer(&mut entry, None, world);
             continue;
         }
-        refresh(&mut entry, experiments, models, world);
+        refresh(&mut entry, experiments, (models, pipelines, fleets), world);
         experiments.entries.insert(name, entry);
     }
 }
@@ -53,11 +58,27 @@ pub(crate) fn settle(state: &mut State) {
 fn refresh(
     entry: &mut Entry,
     experiments: &mut Experiments,
-    models: &BTreeMap<Arc<str>, model::Entry>,
+    (models, pipelines, fleets): (&BTreeMap<Arc<str>, model::Entry>, &Pipelines, &Fleets),
     world: &mut World,
 ) {
+    fn around<'a>(
+        (models, pipelines, fleets): (
+            &'a BTreeMap<Arc<str>, model::Entry>,
+            &'a Pipelines,
+            &'a Fleets,
+        ),
+        world: &'a World,
+    ) -> Surroundings<'a> {
+        Surroundings {
+            models,
+            pipelines,
+            fleets,
+            world,
+        }
+    }
+    let all = (models, pipelines, fleets);
     loop {
-        let route = derive(entry, Surroundings { models, world });
+        let route = derive(entry, around(all, world));
         if route != entry.route {
             entry.route = route;
             entry.generation = world.grow();
@@ -81,8 +102,11 @@ fn refresh(
         let awaited = (entry.generation, entry.name.clone());
         experiments.awaiting.insert(awaited);
     }
-    let around = Surroundings { models, world };
-    let shown = status(entry, around, experiments.filter_rejected.as_deref());
+    let shown = status(
+        entry,
+        around(all, world),
+        experiments.filter_rejected.as_deref(),
+    );
     if shown != entry.shown {
         entry.shown = shown;
         let changed = Effect::ExperimentChanged(entry.name.clone());

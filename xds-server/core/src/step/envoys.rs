@@ -18,9 +18,18 @@ pub(crate) fn acknowledged(state: &mut State, serving: Generation, released: Gen
         world.dirty.insert(model);
     }
     state.experiments.acknowledged(state.world.serving);
+    state.pipelines.acknowledged(state.world.serving);
 }
 
 pub(crate) fn rejected(state: &mut State, model: &str, reason: Option<String>) {
+    if let Some(entry) = state.pipelines.by_endpoint_mut(model) {
+        if entry.rejected.as_deref() != reason.as_deref() {
+            entry.rejected = reason.map(Into::into);
+            let name = entry.name.clone();
+            state.pipelines.touch(&name);
+        }
+        return;
+    }
     let Some(entry) = state.models.get_mut(model) else {
         return;
     };

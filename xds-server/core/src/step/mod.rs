@@ -2,10 +2,14 @@
 mod agents;
 mod envoys;
 mod experiments;
+mod pipelines;
 mod requests;
 mod servers;
+mod workers;
 
+pub(crate) use pipelines::forget_pipeline;
 pub(crate) use servers::{advance_drains, prune, replica_due};
+pub(crate) use workers::{worker_due, workers_due};
 
 use crate::{Event, Refusal, State};
 
@@ -39,14 +43,22 @@ pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
         Event::Measured(measurements) => experiments::measured(state, &measurements),
         Event::Unmeasured => experiments::unmeasured(state),
         Event::FilterRejected { reason } => experiments::filter_rejected(state, reason),
-        Event::LoadPipeline(_) | Event::UnloadPipeline { .. } => {
-            return Err(Refusal::Precondition("pipelines are not there yet".into()));
-        }
-        Event::WorkerConnected { .. }
-        | Event::WorkerDisconnected { .. }
-        | Event::PipelineReported { .. }
-        | Event::ModelReported(_)
-        | Event::Shards(_) => {}
+        Event::LoadPipeline(spec) => return pipelines::load(state, *spec),
+        Event::UnloadPipeline { name } => return pipelines::unload(state, &name),
+        Event::WorkerConnected {
+            worker,
+            stream,
+            name,
+            endpoint,
+        } => return workers::connected(state, worker, stream, name, endpoint),
+        Event::WorkerDisconnected {
+            worker,
+            stream,
+            name,
+        } => workers::disconnected(state, worker, stream, &name),
+        Event::PipelineReported { worker, report } => workers::reported(state, worker, &report),
+        Event::ModelReported(report) => workers::model_reported(state, &report),
+        Event::Shards(shards) => workers::shards(state, shards),
         Event::Tick => {}
     }
     Ok(())

@@ -14,6 +14,12 @@ use crate::{
 
 pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
     let mut servers = Vec::new();
+    let any = records
+        .iter()
+        .any(|known| matches!(known, Record::Pipeline { .. } | Record::Model { .. }));
+    if any {
+        super::workers::wait_for_them(state);
+    }
     for known in records {
         match known {
             Record::Experiment {
@@ -35,7 +41,11 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
                 state.models.insert(name.clone(), entry);
                 state.world.dirty.insert(name);
             }
-            Record::Pipeline { .. } => {}
+            Record::Pipeline {
+                name,
+                versions,
+                deleted,
+            } => super::pipelines::restored(state, name, versions, deleted),
             Record::Server {
                 name,
                 expected_replicas,
