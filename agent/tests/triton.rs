@@ -87,7 +87,7 @@ impl Drop for Triton {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn serves_a_model_of_a_real_triton() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let artefact = world.store().join("seldon-models/triton/simple");
     for version in [1, 2] {
         let folder = artefact.join(version.to_string());
@@ -101,12 +101,10 @@ async fn serves_a_model_of_a_real_triton() {
     let ports = held.map(|listener| listener.local_addr().unwrap().port());
     let models = world.folder.path().join("agent/models");
     let mut triton = Triton::start(&program, &models, ports);
-    let (http, grpc) = (
-        format!("--inference-http-port={}", ports[0]),
-        format!("--inference-grpc-port={}", ports[1]),
-    );
+    world.inference_port = ports[1];
+    let http = format!("--inference-http-port={}", ports[0]);
     let agent = world
-        .agent(&["--server-type=triton", "--server-name=triton", &http, &grpc])
+        .agent(&["--server-type=triton", "--server-name=triton", &http])
         .await;
     let subscription = world.scheduler.subscription(0).await;
     let offered = subscription.replica_config.unwrap().capabilities;

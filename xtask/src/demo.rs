@@ -1,12 +1,12 @@
 //! `cargo xtask demo`: the documented iris model, from its manifest to an answer through Envoy, and an experiment over
-//! two of them.
+//! two of them, and a pipeline.
 
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use seldon_local::{Ports, System};
+use seldon_local::{Counts, Ports, System};
 use tokio::process::Command;
 
 use crate::workspace;
@@ -30,6 +30,8 @@ pub struct Demo {
 const MANIFEST: &str = "samples/models/sklearn-iris-gs.yaml";
 const SECOND: &str = "samples/models/sklearn2.yaml";
 const EXPERIMENT: &str = "samples/experiments/ab-default-model.yaml";
+const PIPELINE: &str = "samples/pipelines/tfsimples.yaml";
+const SIMPLE: &str = r#"{"inputs":[{"name":"INPUT0","data":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16],"datatype":"INT32","shape":[1,16]},{"name":"INPUT1","data":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16],"datatype":"INT32","shape":[1,16]}]}"#;
 const REST: &str = r#"{"inputs": [{"name": "predict", "shape": [1, 4], "datatype": "FP32", "data": [[1, 2, 3, 4]]}]}"#;
 const GRPC: &str = r#"{"model_name":"iris","inputs":[{"name":"input","contents":{"fp32_contents":[1,2,3,4]},"datatype":"FP32","shape":[1,4]}]}"#;
 
@@ -63,10 +65,12 @@ impl Demo {
             ports.envoys.first().context("one Envoy at least")?.data
         );
         let scheduler = format!("127.0.0.1:{}", ports.scheduler.api);
+        let kafka = system.config().kafka_bootstrap().unwrap_or_default();
         let seldon = Seldon {
             program: &system.config().parts.cli,
             scheduler: &scheduler,
             envoy: &envoy,
+            kafka: &kafka,
         };
 
         cat(MANIFEST)?;
@@ -89,9 +93,10 @@ impl Demo {
         seldon.run(&["xds", "status"]).await?;
         load(&seldon, SECOND, "iris2").await?;
         experiment(&seldon).await?;
+        pipeline(&seldon).await?;
         if self.keep {
             println!(
-                "running until Ctrl-C; SELDON_SCHEDULE_HOST={scheduler} SELDON_INFER_HOST={envoy}"
+                "running until Ctrl-C; SELDON_SCHEDULE_HOST={scheduler} SELDON_INFER_HOST={envoy} SELDON_KAFKA_BROKER={kafka}"
             );
             tokio::signal::ctrl_c().await?;
         }
@@ -116,9 +121,16 @@ impl Demo {
         let mut builder = System::builder()
             .servers(self.servers)
             .envoys(self.envoys)
+            .triton(1)
+            .pipelines()
             .run_dir(folder);
-        match Ports::documented(self.servers, self.envoys)?.check_free() {
-            Ok(()) => builder = builder.ports(Ports::documented(self.servers, self.envoys)?),
+        let counts = Counts {
+            tritons: 1,
+            ..Counts::new(self.servers, self.envoys).pipelines()
+        };
+        let documented = Ports::documented(&counts)?;
+        match documented.check_free() {
+            Ok(()) => builder = builder.ports(documented),
             Err(taken) => println!("{taken:#}: taking other ports"),
         }
         builder.start().await
@@ -160,6 +172,23 @@ async fn experiment(seldon: &Seldon<'_>) -> Result<()> {
         .await
 }
 
+/// The documented chain of two models.
+async fn pipeline(seldon: &Seldon<'_>) -> Result<()> {
+    for model in ["tfsimple1", "tfsimple2"] {
+        load(seldon, &format!("samples/models/{model}.yaml"), model).await?;
+    }
+    cat(PIPELINE)?;
+    seldon.run(&["pipeline", "load", "-f", PIPELINE]).await?;
+    seldon
+        .run(&["pipeline", "status", "tfsimples", "-w", "PipelineReady"])
+        .await?;
+    seldon
+        .run(&["pipeline", "infer", "tfsimples", SIMPLE])
+        .await?;
+    seldon.run(&["pipeline", "inspect", "tfsimples"]).await?;
+    seldon.run(&["pipeline", "unload", "tfsimples"]).await
+}
+
 async fn ask(seldon: &Seldon<'_>, flags: &[&str]) -> Result<()> {
     seldon
         .run(&[&["model", "infer", "iris"], flags, &[REST]].concat())
@@ -170,6 +199,7 @@ struct Seldon<'a> {
     program: &'a Path,
     scheduler: &'a str,
     envoy: &'a str,
+    kafka: &'a str,
 }
 
 impl Seldon<'_> {
@@ -178,7 +208,8 @@ impl Seldon<'_> {
         command
             .args(arguments)
             .env("SELDON_SCHEDULE_HOST", self.scheduler)
-            .env("SELDON_INFER_HOST", self.envoy);
+            .env("SELDON_INFER_HOST", self.envoy)
+            .env("SELDON_KAFKA_BROKER", self.kafka);
         show("seldon", arguments, &mut command).await
     }
 }

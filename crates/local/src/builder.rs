@@ -8,6 +8,7 @@ use seldon_components::{Cache, EnvoyVersion};
 
 use crate::component::Component;
 use crate::config::Config;
+use crate::counts::Counts;
 use crate::parts::{Parts, make_artefacts};
 use crate::ports::Ports;
 use crate::system::System;
@@ -16,8 +17,8 @@ type Change = Box<dyn FnOnce(&mut Config) + Send>;
 
 /// A system that is not started yet. Without [`Builder::ports`] it takes free ports, so any number run at once.
 pub struct Builder {
-    servers: usize,
-    envoys: usize,
+    counts: Counts,
+    kafka: Option<String>,
     envoy_version: EnvoyVersion,
     ports: Option<Ports>,
     run_dir: Option<PathBuf>,
@@ -30,8 +31,8 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         Self {
-            servers: 1,
-            envoys: 1,
+            counts: Counts::new(1, 1),
+            kafka: None,
             envoy_version: EnvoyVersion::default(),
             ports: None,
             run_dir: None,
@@ -46,13 +47,46 @@ impl Default for Builder {
 impl Builder {
     /// Sets how many replicas of the server there are, each an MLServer with its agent.
     pub fn servers(mut self, count: usize) -> Self {
-        self.servers = count;
+        self.counts.replicas = count;
         self
     }
 
     /// Sets how many Envoys there are.
     pub fn envoys(mut self, count: usize) -> Self {
-        self.envoys = count;
+        self.counts.envoys = count;
+        self
+    }
+
+    /// Sets how many replicas of the server `triton` there are, each with its agent (none).
+    pub fn triton(mut self, count: usize) -> Self {
+        self.counts.tritons = count;
+        self
+    }
+
+    /// Adds what pipelines need: a model gateway, a pipeline gateway, an engine and the embedded broker.
+    pub fn pipelines(mut self) -> Self {
+        self.counts = self.counts.pipelines();
+        self.counts.brokers = usize::from(self.kafka.is_none());
+        self
+    }
+
+    /// Uses a Kafka of the caller's instead of the embedded broker.
+    pub fn kafka(mut self, bootstrap: impl Into<String>) -> Self {
+        self.kafka = Some(bootstrap.into());
+        self.counts.brokers = 0;
+        self
+    }
+
+    /// Sets how many model gateways and as many pipeline gateways there are.
+    pub fn gateways(mut self, count: usize) -> Self {
+        self.counts.model_gateways = count;
+        self.counts.pipeline_gateways = count;
+        self
+    }
+
+    /// Sets how many dataflow engines there are.
+    pub fn engines(mut self, count: usize) -> Self {
+        self.counts.engines = count;
         self
     }
 
@@ -62,7 +96,7 @@ impl Builder {
         self
     }
 
-    /// Sets the ports, and with them how many replicas and Envoys there are.
+    /// Sets the ports, and with them how many processes of each kind there are.
     pub fn ports(mut self, ports: Ports) -> Self {
         self.ports = Some(ports);
         self
@@ -131,7 +165,8 @@ impl Builder {
 
     fn prepare(self) -> Result<(System, Vec<Component>)> {
         let cache = Cache::open()?;
-        let parts = Parts::find(&cache, self.envoy_version)?;
+        let counts = self.ports.as_ref().map_or(self.counts, Ports::counts);
+        let parts = Parts::find(&cache, self.envoy_version, &counts)?;
         let artefacts = match self.artefacts {
             Some(folder) => folder
                 .canonicalize()
@@ -148,7 +183,7 @@ impl Builder {
                 (ports, None)
             }
             None => {
-                let held = Ports::free(self.servers, self.envoys)?;
+                let held = Ports::free(&counts)?;
                 (held.ports.clone(), Some(held))
             }
         };
@@ -164,6 +199,7 @@ impl Builder {
             }
         };
         let mut config = Config::new(run_dir, ports, parts, artefacts);
+        config.kafka = self.kafka;
         for change in self.change {
             change(&mut config);
         }

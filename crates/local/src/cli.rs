@@ -15,8 +15,9 @@ use seldon_components::{Cache, EnvoyVersion};
 
 use crate::component::Component;
 use crate::config::Config;
+use crate::counts::Counts;
 use crate::parts::{Parts, make_artefacts};
-use crate::ports::{EnvoyPorts, Ports, ReplicaPorts, SchedulerPorts};
+use crate::ports::{FirstPorts, Ports, ReplicaPorts};
 use crate::ready::ready;
 use crate::supervise::{Home, ProcessStatus, kill_leftovers, supervise, write};
 
@@ -46,6 +47,15 @@ struct Up {
     /// Replicas of a server: mlserver=2
     #[arg(long, value_name = "SERVER=REPLICAS", default_value = "mlserver=1", value_parser = servers)]
     servers: usize,
+    /// Leave Triton out
+    #[arg(long)]
+    no_triton: bool,
+    /// Leave pipelines out: no Kafka, no gateways, no dataflow engine
+    #[arg(long)]
+    no_pipelines: bool,
+    /// A Kafka to use instead of the embedded broker
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "no_pipelines")]
+    kafka_bootstrap: Option<String>,
     /// Number of Envoys
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
     envoys: u8,
@@ -68,16 +78,12 @@ struct Up {
     #[arg(long, value_name = "N", default_value_t = 0)]
     port_offset: u16,
     #[command(flatten, next_help_heading = "Ports")]
-    scheduler: SchedulerPorts,
-    #[command(flatten, next_help_heading = "Ports")]
-    envoy: EnvoyPorts,
-    #[command(flatten, next_help_heading = "Ports")]
-    replica: ReplicaPorts,
+    ports: FirstPorts,
 }
 
 #[derive(Debug, clap::Args)]
 struct Logs {
-    /// scheduler, envoy-0, agent-0, mlserver-0, …, or supervisor
+    /// scheduler, envoy-0, agent-0, mlserver-0, triton-0, kafka, dataflow-engine-0, …, or supervisor
     component: Option<String>,
     /// Number of lines from the end
     #[arg(long, short = 'n', default_value_t = 100)]
@@ -150,25 +156,33 @@ impl Up {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        say(ports_table(&config.ports))?;
+        say(ports_table(&config))?;
         say(format_args!("logs and data: {}", config.run_dir.display()))
     }
 
+    fn counts(&self) -> Counts {
+        let models = Counts {
+            tritons: usize::from(!self.no_triton),
+            ..Counts::new(self.servers, usize::from(self.envoys))
+        };
+        if self.no_pipelines {
+            return models;
+        }
+        Counts {
+            brokers: usize::from(self.kafka_bootstrap.is_none()),
+            ..models.pipelines()
+        }
+    }
+
     fn config(self, home: &Home) -> Result<Config> {
-        let envoys = usize::from(self.envoys);
-        let ports = Ports::from_first(
-            self.scheduler,
-            &self.envoy,
-            &self.replica,
-            envoys,
-            self.servers,
-        )?;
+        let counts = self.counts();
+        let ports = Ports::from_first(&self.ports, &counts)?;
         let ports = ports.shifted(self.port_offset);
         let run_dir = home.folder.join("run");
         kill_leftovers(&run_dir);
         ports.check_free()?;
         let cache = Cache::open()?;
-        let parts = Parts::find(&cache, EnvoyVersion::default())?;
+        let parts = Parts::find(&cache, EnvoyVersion::default(), &counts)?;
         let artefacts = match self.artefacts {
             Some(folder) => folder
                 .canonicalize()
@@ -185,6 +199,7 @@ impl Up {
             envoy_concurrency: self.envoy_concurrency,
             memory_bytes: self.memory_bytes,
             log_level: self.log_level,
+            kafka: self.kafka_bootstrap,
             ..Config::new(run_dir, ports, parts, artefacts)
         })
     }
@@ -253,7 +268,7 @@ async fn status(home: &Home) -> Result<()> {
     }
     say(format_args!(
         "{table}\n\n{}\nlogs and data: {}",
-        ports_table(&config.ports),
+        ports_table(&config),
         config.run_dir.display()
     ))?;
     // Scripts ask by the exit status.
@@ -266,7 +281,8 @@ async fn status(home: &Home) -> Result<()> {
     Ok(())
 }
 
-fn ports_table(ports: &Ports) -> Table {
+fn ports_table(config: &Config) -> Table {
+    let ports = &config.ports;
     let mut table = table(&["what", "where"]);
     for (index, envoy) in ports.envoys.iter().enumerate() {
         table.add_row([
@@ -285,15 +301,24 @@ fn ports_table(ports: &Ports) -> Table {
         "discovery, agents".to_owned(),
         format!("{}, {}", scheduler.xds, scheduler.agents),
     ]);
-    for (index, replica) in ports.replicas.iter().enumerate() {
-        let of = format!("mlserver {index}: agent, its metrics, server");
-        table.add_row([
-            of,
-            format!(
-                "{}, {}, {}",
-                replica.rest, replica.metrics, replica.server_rest
-            ),
-        ]);
+    let mut replica = |server: &str, index: usize, ports: &ReplicaPorts| {
+        let of = format!("{server} {index}: agent, its metrics, server");
+        let numbers = [ports.rest, ports.metrics, ports.server_rest];
+        table.add_row([of, numbers.map(|port| port.to_string()).join(", ")]);
+    };
+    for (index, ports) in ports.replicas.iter().enumerate() {
+        replica("mlserver", index, ports);
+    }
+    for (index, ports) in ports.tritons.iter().enumerate() {
+        replica("triton", index, &ports.replica());
+    }
+    if let Some(bootstrap) = config.kafka_bootstrap() {
+        table.add_row(["kafka (SELDON_KAFKA_BROKER)".to_owned(), bootstrap]);
+    }
+    for (index, gateway) in ports.pipeline_gateways.iter().enumerate() {
+        let of = format!("pipelinegateway-{index}: REST, gRPC, metrics");
+        let numbers = [gateway.http, gateway.grpc, gateway.metrics];
+        table.add_row([of, numbers.map(|port| port.to_string()).join(", ")]);
     }
     table
 }

@@ -29,7 +29,7 @@ pub struct Config {
     pub memory_bytes: u64,
     /// How much more than that may be promised, in percent.
     pub over_commit_percentage: u32,
-    /// Requirements of models that the servers meet.
+    /// Requirements of models that the replicas of `mlserver` meet.
     pub capabilities: Vec<String>,
     pub log_level: String,
     /// How long a scheduler that starts again waits for replicas it knew: 10 s here, not the 30 of the documented local
@@ -45,8 +45,10 @@ pub struct Config {
     /// Mutual TLS from the Envoys to the scheduler, which takes its side from variables.
     #[serde(default)]
     pub xds_tls: Option<TlsFiles>,
-    /// Further arguments and variables for one process or, under `scheduler`, `agent`, `mlserver` or `envoy`, for all
-    /// of a kind.
+    /// A Kafka of others, as `host:port`; without it the embedded broker is used, where there is one.
+    #[serde(default)]
+    pub kafka: Option<String>,
+    /// Further arguments and variables for one process or, under `agent`, `envoy` and the like, for all of a kind.
     #[serde(default)]
     pub args: BTreeMap<String, Vec<String>>,
     #[serde(default)]
@@ -79,6 +81,7 @@ impl Config {
             without_filter: Vec::new(),
             scheduler_via: None,
             xds_tls: None,
+            kafka: None,
             args: BTreeMap::new(),
             env: BTreeMap::new(),
         }
@@ -91,7 +94,7 @@ impl Config {
 
     /// Lists the processes.
     pub fn components(&self) -> Vec<Component> {
-        Component::all(self.ports.replicas.len(), self.ports.envoys.len())
+        Component::all(&self.ports.counts())
     }
 
     /// Returns a process's own folder. An inference server has its agent's models in the agent's folder.
@@ -109,7 +112,16 @@ impl Config {
         Ok(match component {
             Component::Scheduler => (self.ports.scheduler.health, "/ready"),
             Component::MlServer(index) => (self.replica(index)?.server_rest, "/v2/health/ready"),
-            Component::Agent(index) => (self.replica(index)?.ready, "/ready"),
+            Component::Triton(index) => {
+                let ports = self.ports.tritons.get(index);
+                let ports = ports.with_context(|| format!("no {component} in this system"))?;
+                (ports.server_rest, "/v2/health/ready")
+            }
+            Component::Agent(index) => (self.replica_of_agent(index)?.ready, "/ready"),
+            Component::Broker
+            | Component::ModelGateway(_)
+            | Component::PipelineGateway(_)
+            | Component::DataflowEngine(_) => (self.dataflow_health(component)?, "/ready"),
             Component::Envoy(index) => (
                 self.ports
                     .envoys
@@ -119,6 +131,22 @@ impl Config {
                 "/ready",
             ),
         })
+    }
+
+    fn dataflow_health(&self, component: Component) -> Result<u16> {
+        let ports = &self.ports;
+        let health = match component {
+            Component::Broker => ports.brokers.first().map(|ports| ports.health),
+            Component::ModelGateway(index) => {
+                ports.model_gateways.get(index).map(|ports| ports.health)
+            }
+            Component::PipelineGateway(index) => {
+                ports.pipeline_gateways.get(index).map(|ports| ports.health)
+            }
+            Component::DataflowEngine(index) => ports.engines.get(index).map(|ports| ports.health),
+            _ => None,
+        };
+        health.with_context(|| format!("no {component} in this system"))
     }
 
     fn replica(&self, index: usize) -> Result<&ReplicaPorts> {
@@ -141,17 +169,22 @@ impl Config {
             log: self.log(component),
         };
         match component {
-            Component::Scheduler => self.scheduler(&mut launch),
+            Component::Scheduler => self.scheduler(&mut launch)?,
+            Component::Broker => self.broker(&mut launch)?,
             Component::Agent(index) => self.agent(index, &mut launch)?,
             Component::MlServer(index) => self.mlserver(index, &mut launch)?,
+            Component::Triton(index) => self.triton(index, &mut launch)?,
+            Component::ModelGateway(index) => self.model_gateway(index, &mut launch)?,
+            Component::PipelineGateway(index) => self.pipeline_gateway(index, &mut launch)?,
+            Component::DataflowEngine(index) => self.engine(index, &mut launch)?,
             Component::Envoy(index) => self.envoy(index, &mut launch)?,
         }
         let name = component.to_string();
-        let kind = name.split('-').next().unwrap_or(&name);
+        let kind = component.kind();
         let keys = if kind == name {
             vec![kind]
         } else {
-            vec![kind, &name]
+            vec![kind, name.as_str()]
         };
         for key in keys {
             launch
@@ -168,9 +201,8 @@ impl Config {
         Ok(launch)
     }
 
-    fn scheduler(&self, launch: &mut Launch) {
+    fn scheduler(&self, launch: &mut Launch) -> Result<()> {
         let ports = &self.ports.scheduler;
-        let data_port = self.ports.envoys.first().map_or(9000, |envoy| envoy.data);
         launch.program.clone_from(&self.parts.scheduler);
         launch.args = flags(&[
             ("envoy-port", &ports.xds),
@@ -178,7 +210,7 @@ impl Config {
             ("agent-port", &ports.agents),
             ("dataflow-port", &ports.dataflow),
             ("health-probe-port", &ports.health),
-            ("envoy-data-port", &data_port),
+            ("envoy-data-port", &self.envoy_port()),
             ("filter-module", &self.parts.filter_module.display()),
             ("db-path", &launch.folder.join("db").display()),
             (
@@ -191,10 +223,23 @@ impl Config {
             ),
             ("log-level", &self.log_level),
         ]);
+        if let Some(file) = self.kafka_file()? {
+            launch
+                .args
+                .push(format!("--kafka-config-path={}", file.display()));
+        }
+        Ok(())
+    }
+
+    /// Where clients ask: the first Envoy's port.
+    pub(crate) fn envoy_port(&self) -> u16 {
+        self.ports.envoys.first().map_or(9000, |envoy| envoy.data)
     }
 
     fn agent(&self, index: usize, launch: &mut Launch) -> Result<()> {
-        let ports = self.replica(index)?;
+        let ports = self.replica_of_agent(index)?;
+        let triton = index.checked_sub(self.ports.replicas.len());
+        let (server, ordinal) = triton.map_or(("mlserver", index), |index| ("triton", index));
         let config = launch.folder.join("config");
         fs::create_dir_all(&config)?;
         fs::create_dir_all(launch.folder.join("models"))?;
@@ -206,14 +251,12 @@ impl Config {
             config.join("agent.yaml"),
             serde_json::to_string_pretty(&content)? + "\n",
         )?;
-        let envoy = self.ports.envoys.first().map_or(9000, |envoy| envoy.data);
         launch.program.clone_from(&self.parts.agent);
         launch.args = flags(&[
             ("agent-host", &"127.0.0.1"),
-            ("server-name", &"mlserver"),
-            ("server-idx", &index),
-            ("server-type", &"mlserver"),
-            ("capabilities", &self.capabilities.join(",")),
+            ("server-name", &server),
+            ("server-idx", &ordinal),
+            ("server-type", &server),
             ("memory-bytes", &self.memory_bytes),
             ("over-commit-percentage", &self.over_commit_percentage),
             ("scheduler-host", &"127.0.0.1"),
@@ -238,9 +281,14 @@ impl Config {
             ("agent-folder", &launch.folder.display()),
             ("config-path", &config.display()),
             ("envoy-host", &"127.0.0.1"),
-            ("envoy-port", &envoy),
+            ("envoy-port", &self.envoy_port()),
             ("log-level", &self.log_level),
         ]);
+        // Triton's are the agent's own default.
+        if triton.is_none() {
+            let capabilities = self.capabilities.join(",");
+            launch.args.push(format!("--capabilities={capabilities}"));
+        }
         Ok(())
     }
 
@@ -291,7 +339,7 @@ impl Config {
     }
 }
 
-fn flags(pairs: &[(&str, &dyn std::fmt::Display)]) -> Vec<String> {
+pub(crate) fn flags(pairs: &[(&str, &dyn std::fmt::Display)]) -> Vec<String> {
     pairs
         .iter()
         .map(|(name, value)| format!("--{name}={value}"))

@@ -15,17 +15,26 @@ mod builder;
 pub mod cli;
 mod component;
 mod config;
+mod counts;
+mod dataflow;
+pub mod kafka;
 mod parts;
+mod port_kinds;
 mod ports;
 mod process;
 mod ready;
 mod supervise;
 mod system;
+mod triton;
 
 pub use builder::Builder;
 pub use component::Component;
 pub use config::{Config, TlsFiles};
+pub use counts::Counts;
 pub use nix::sys::signal::Signal;
 pub use parts::{Parts, make_artefacts};
-pub use ports::{EnvoyPorts, Ports, ReplicaPorts, Reservation, SchedulerPorts};
+pub use ports::{
+    BrokerPorts, EnginePorts, EnvoyPorts, FirstPorts, ModelGatewayPorts, PipelineGatewayPorts, Ports,
+    ReplicaPorts, Reservation, SchedulerPorts, TritonPorts,
+};
 pub use system::System;

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 use seldon_components::{Cache, EnvoyVersion};
 use serde::{Deserialize, Serialize};
 
+use crate::counts::Counts;
+
 /// Where every program is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Parts {
@@ -17,26 +19,49 @@ pub struct Parts {
     pub envoy: PathBuf,
     pub mlserver: PathBuf,
     pub rclone: PathBuf,
+    /// These are empty where the system has none.
+    #[serde(default)]
+    pub triton: PathBuf,
+    #[serde(default)]
+    pub broker: PathBuf,
+    #[serde(default)]
+    pub model_gateway: PathBuf,
+    #[serde(default)]
+    pub pipeline_gateway: PathBuf,
+    #[serde(default)]
+    pub engine: PathBuf,
 }
 
 impl Parts {
     /// Finds our programs and fetches the others, all at once.
-    pub fn find(cache: &Cache, version: EnvoyVersion) -> Result<Self> {
+    pub fn find(cache: &Cache, version: EnvoyVersion, counts: &Counts) -> Result<Self> {
         let folder = beside()?;
         let scheduler = program(&folder, "seldon-scheduler")?;
         let agent = program(&folder, "seldon-agent")?;
         let cli = program(&folder, "seldon")?;
         let filter_module = filter_module(&folder)?;
-        let (envoy, mlserver, rclone) = std::thread::scope(|scope| {
+        let wanted = |count: usize, name| match count {
+            0 => Ok(PathBuf::new()),
+            _ => program(&folder, name),
+        };
+        let broker = wanted(counts.brokers, "seldon-broker")?;
+        let model_gateway = wanted(counts.model_gateways, "seldon-modelgateway")?;
+        let pipeline_gateway = wanted(counts.pipeline_gateways, "seldon-pipelinegateway")?;
+        let engine = wanted(counts.engines, "seldon-dataflow-engine")?;
+        let (envoy, mlserver, triton, rclone) = std::thread::scope(|scope| {
             let envoy = scope.spawn(|| cache.envoy(version));
             let mlserver = scope.spawn(|| cache.mlserver());
+            let triton = scope.spawn(|| match counts.tritons {
+                0 => Ok(PathBuf::new()),
+                _ => cache.triton(),
+            });
             let rclone = cache.rclone();
             let join = |thread: std::thread::ScopedJoinHandle<'_, Result<PathBuf>>| {
                 thread
                     .join()
                     .unwrap_or_else(|_| bail!("a fetching thread panicked"))
             };
-            (join(envoy), join(mlserver), rclone)
+            (join(envoy), join(mlserver), join(triton), rclone)
         });
         Ok(Self {
             scheduler,
@@ -46,6 +71,11 @@ impl Parts {
             envoy: envoy?,
             mlserver: mlserver?,
             rclone: rclone?,
+            triton: triton?,
+            broker,
+            model_gateway,
+            pipeline_gateway,
+            engine,
         })
     }
 }

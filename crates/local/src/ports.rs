@@ -8,6 +8,12 @@ use anyhow::{Context, Result, bail};
 use clap::Parser as _;
 use serde::{Deserialize, Serialize};
 
+use crate::counts::Counts;
+pub use crate::port_kinds::{
+    BrokerPorts, EnginePorts, EnvoyPorts, ModelGatewayPorts, Named, PipelineGatewayPorts,
+    ReplicaPorts, SchedulerPorts, TritonPorts,
+};
+
 /// Every port of a local system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
@@ -15,178 +21,149 @@ pub struct Ports {
     pub envoys: Vec<EnvoyPorts>,
     /// One for each replica of the server: an agent and its inference server; rclone takes a free port by itself.
     pub replicas: Vec<ReplicaPorts>,
+    /// The same for the server `triton`.
+    #[serde(default)]
+    pub tritons: Vec<TritonPorts>,
+    #[serde(default)]
+    pub brokers: Vec<BrokerPorts>,
+    #[serde(default)]
+    pub model_gateways: Vec<ModelGatewayPorts>,
+    #[serde(default)]
+    pub pipeline_gateways: Vec<PipelineGatewayPorts>,
+    #[serde(default)]
+    pub engines: Vec<EnginePorts>,
 }
 
-/// The scheduler's ports, and the flags of `seldon local up` that set them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
-pub struct SchedulerPorts {
-    /// Scheduler: discovery by Envoys
-    #[arg(long = "port-xds", value_name = "PORT", default_value_t = 9002)]
-    pub xds: u16,
-    /// Scheduler: the API that the CLI speaks
-    #[arg(long = "port-scheduler", value_name = "PORT", default_value_t = 9004)]
-    pub api: u16,
-    /// Scheduler: agents
-    #[arg(long = "port-agents", value_name = "PORT", default_value_t = 9005)]
-    pub agents: u16,
-    /// Scheduler: dataflow engines
-    #[arg(long = "port-dataflow", value_name = "PORT", default_value_t = 9008)]
-    pub dataflow: u16,
-    /// Scheduler: `/ready` and `/live`
-    #[arg(
-        long = "port-scheduler-health",
-        value_name = "PORT",
-        default_value_t = 9019
-    )]
-    pub health: u16,
+/// The ports of the first process of each kind, as flags of `seldon local up`; the defaults are the documented ones.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FirstPorts {
+    #[command(flatten)]
+    pub scheduler: SchedulerPorts,
+    #[command(flatten)]
+    pub envoy: EnvoyPorts,
+    #[command(flatten)]
+    pub replica: ReplicaPorts,
+    #[command(flatten)]
+    pub triton: TritonPorts,
+    #[command(flatten)]
+    pub broker: BrokerPorts,
+    #[command(flatten)]
+    pub model_gateway: ModelGatewayPorts,
+    #[command(flatten)]
+    pub pipeline_gateway: PipelineGatewayPorts,
+    #[command(flatten)]
+    pub engine: EnginePorts,
 }
 
-/// An Envoy's ports.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
-pub struct EnvoyPorts {
-    /// Envoy: inference (further Envoys: 100 higher each, as with the following)
-    #[arg(long = "port-envoy", value_name = "PORT", default_value_t = 9000)]
-    pub data: u16,
-    /// Envoy: `/ready` and `/stats/prometheus`
-    #[arg(
-        long = "port-envoy-status",
-        value_name = "PORT",
-        default_value_t = 9003
-    )]
-    pub status: u16,
-    /// Envoy: administration, on loopback
-    #[arg(long = "port-envoy-admin", value_name = "PORT", default_value_t = 9901)]
-    pub admin: u16,
-}
-
-/// The ports of a server replica.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
-pub struct ReplicaPorts {
-    /// Agent: inference by REST (further replicas: 100 higher each, as with the following)
-    #[arg(long = "port-agent-rest", value_name = "PORT", default_value_t = 9999)]
-    pub rest: u16,
-    /// Agent: inference by gRPC
-    #[arg(long = "port-agent-grpc", value_name = "PORT", default_value_t = 9998)]
-    pub grpc: u16,
-    /// Agent: drain before a stop
-    #[arg(long = "port-agent-drain", value_name = "PORT", default_value_t = 9995)]
-    pub drain: u16,
-    /// Agent: `/ready`
-    #[arg(long = "port-agent-ready", value_name = "PORT", default_value_t = 9993)]
-    pub ready: u16,
-    /// Agent: debug service
-    #[arg(long = "port-agent-debug", value_name = "PORT", default_value_t = 7777)]
-    pub debug: u16,
-    /// Agent: `/metrics`
-    #[arg(
-        long = "port-agent-metrics",
-        value_name = "PORT",
-        default_value_t = 9006
-    )]
-    pub metrics: u16,
-    /// MLServer: REST
-    #[arg(
-        long = "port-mlserver-rest",
-        value_name = "PORT",
-        default_value_t = 8080
-    )]
-    pub server_rest: u16,
-    /// MLServer: gRPC
-    #[arg(
-        long = "port-mlserver-grpc",
-        value_name = "PORT",
-        default_value_t = 8081
-    )]
-    pub server_grpc: u16,
-    /// MLServer: metrics
-    #[arg(
-        long = "port-mlserver-metrics",
-        value_name = "PORT",
-        default_value_t = 8084
-    )]
-    pub server_metrics: u16,
-}
-
-/// Their defaults, in one place: those of the flags.
+/// Reads their defaults, which are in one place: that of the flags.
 #[derive(clap::Parser)]
 #[command(no_binary_name = true)]
-struct First {
+struct Defaults {
     #[command(flatten)]
-    scheduler: SchedulerPorts,
-    #[command(flatten)]
-    envoy: EnvoyPorts,
-    #[command(flatten)]
-    replica: ReplicaPorts,
+    first: FirstPorts,
 }
 
-/// A further Envoy or replica has its ports this much higher.
+/// A further process of a kind has its ports this much higher.
 const NEXT: u16 = 100;
 
+/// Copies the first one's ports, each time higher.
+fn row<T>(first: &T, count: usize, map: impl Fn(&T, u16) -> T) -> Vec<T> {
+    let step = |index: usize| {
+        let index = u16::try_from(index).unwrap_or(u16::MAX);
+        index.saturating_mul(NEXT)
+    };
+    (0..count).map(|index| map(first, step(index))).collect()
+}
+
+macro_rules! rows {
+    ($counts:ident, $first:ident, $($many:ident $count:ident $one:ident),+) => {
+        Ports {
+            scheduler: $first.scheduler.clone(),
+            $($many: row(&$first.$one, $counts.$count, |ports, step| {
+                ports.map(|port| port.saturating_add(step))
+            })),+
+        }
+    };
+}
+
 impl Ports {
-    /// Sets out the ports of several Envoys and replicas from those of the first ones.
-    pub fn from_first(
-        scheduler: SchedulerPorts,
-        envoy: &EnvoyPorts,
-        replica: &ReplicaPorts,
-        envoys: usize,
-        replicas: usize,
-    ) -> Result<Self> {
-        let steps = |count: usize| {
-            (0..count).map(|index| {
-                u16::try_from(index)
-                    .unwrap_or(u16::MAX)
-                    .saturating_mul(NEXT)
-            })
-        };
-        let ports = Self {
-            scheduler,
-            envoys: steps(envoys)
-                .map(|step| envoy.map(|port| port.saturating_add(step)))
-                .collect(),
-            replicas: steps(replicas)
-                .map(|step| replica.map(|port| port.saturating_add(step)))
-                .collect(),
-        };
+    /// Sets out the ports of all processes from those of the first ones.
+    pub fn from_first(first: &FirstPorts, counts: &Counts) -> Result<Self> {
+        let ports = rows!(
+            counts, first,
+            envoys envoys envoy,
+            replicas replicas replica,
+            tritons tritons triton,
+            brokers brokers broker,
+            model_gateways model_gateways model_gateway,
+            pipeline_gateways pipeline_gateways pipeline_gateway,
+            engines engines engine
+        );
         ports.distinct()?;
         Ok(ports)
     }
 
-    /// Returns the documented ports; further Envoys and replicas have theirs 100 higher each.
-    pub fn documented(replicas: usize, envoys: usize) -> Result<Self> {
+    /// Returns the documented ports; further processes of a kind have theirs 100 higher each.
+    pub fn documented(counts: &Counts) -> Result<Self> {
         let none: [&str; 0] = [];
-        let first = First::try_parse_from(none).context("every port has a default")?;
-        Self::from_first(
-            first.scheduler,
-            &first.envoy,
-            &first.replica,
-            envoys,
-            replicas,
-        )
+        let defaults = Defaults::try_parse_from(none).context("every port has a default")?;
+        Self::from_first(&defaults.first, counts)
+    }
+
+    /// Tells how many processes have ports here.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            replicas: self.replicas.len(),
+            tritons: self.tritons.len(),
+            envoys: self.envoys.len(),
+            brokers: self.brokers.len(),
+            model_gateways: self.model_gateways.len(),
+            pipeline_gateways: self.pipeline_gateways.len(),
+            engines: self.engines.len(),
+        }
     }
 
     /// Returns the same ports, all of them `offset` higher.
     pub fn shifted(&self, offset: u16) -> Self {
         let shift = |port: u16| port.saturating_add(offset);
-        Self {
-            scheduler: self.scheduler.map(shift),
-            envoys: self.envoys.iter().map(|envoy| envoy.map(shift)).collect(),
-            replicas: self
-                .replicas
-                .iter()
-                .map(|replica| replica.map(shift))
-                .collect(),
+        macro_rules! all {
+            ($($many:ident),+) => {
+                Self {
+                    scheduler: self.scheduler.map(shift),
+                    $($many: self.$many.iter().map(|ports| ports.map(shift)).collect()),+
+                }
+            };
         }
+        all!(
+            envoys,
+            replicas,
+            tritons,
+            brokers,
+            model_gateways,
+            pipeline_gateways,
+            engines
+        )
     }
 
     /// Lists every port with its owner and the flag that sets it.
     pub fn named(&self) -> Vec<Named> {
         let mut all = self.scheduler.named("scheduler");
-        for (index, envoy) in self.envoys.iter().enumerate() {
-            all.extend(envoy.named(&format!("envoy-{index}")));
+        macro_rules! add {
+            ($($many:ident $owner:literal),+) => {
+                $(for (index, ports) in self.$many.iter().enumerate() {
+                    all.extend(ports.named(&format!($owner, index = index)));
+                })+
+            };
         }
-        for (index, replica) in self.replicas.iter().enumerate() {
-            all.extend(replica.named(&format!("replica {index} of mlserver")));
-        }
+        add!(
+            envoys "envoy-{index}",
+            replicas "replica {index} of mlserver",
+            tritons "replica {index} of triton",
+            brokers "kafka, broker {index}",
+            model_gateways "modelgateway-{index}",
+            pipeline_gateways "pipelinegateway-{index}",
+            engines "dataflow-engine-{index}"
+        );
         all
     }
 
@@ -233,52 +210,6 @@ impl Ports {
     }
 }
 
-/// A port, who listens on it, and the flag of `seldon local up` that sets it.
-#[derive(Clone, Debug)]
-pub struct Named {
-    pub owner: String,
-    pub flag: &'static str,
-    pub number: u16,
-}
-
-macro_rules! ports_of {
-    ($kind:ident { $($field:ident $flag:literal),+ $(,)? }) => {
-        impl $kind {
-            fn map(&self, change: impl Fn(u16) -> u16) -> Self {
-                Self { $($field: change(self.$field)),+ }
-            }
-
-            fn named(&self, owner: &str) -> Vec<Named> {
-                vec![$(Named { owner: owner.to_owned(), flag: $flag, number: self.$field }),+]
-            }
-        }
-    };
-}
-
-ports_of!(SchedulerPorts {
-    xds "--port-xds",
-    api "--port-scheduler",
-    agents "--port-agents",
-    dataflow "--port-dataflow",
-    health "--port-scheduler-health",
-});
-ports_of!(EnvoyPorts {
-    data "--port-envoy",
-    status "--port-envoy-status",
-    admin "--port-envoy-admin",
-});
-ports_of!(ReplicaPorts {
-    rest "--port-agent-rest",
-    grpc "--port-agent-grpc",
-    drain "--port-agent-drain",
-    ready "--port-agent-ready",
-    debug "--port-agent-debug",
-    metrics "--port-agent-metrics",
-    server_rest "--port-mlserver-rest",
-    server_grpc "--port-mlserver-grpc",
-    server_metrics "--port-mlserver-metrics",
-});
-
 /// Tells whether nothing listens on a port.
 ///
 /// Two Envoys share a port silently (SO_REUSEPORT), so binding it as Envoy does proves nothing: nobody may answer
@@ -303,7 +234,7 @@ const BLOCKS: u16 = 80;
 
 impl Ports {
     /// Reserves free ports; any number of processes may ask at once.
-    pub fn free(replicas: usize, envoys: usize) -> Result<Reservation> {
+    pub fn free(counts: &Counts) -> Result<Reservation> {
         let folder = std::env::temp_dir().join(format!("seldon-ports-{}", nix::unistd::getuid()));
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
@@ -316,7 +247,7 @@ impl Ports {
             if lock.try_lock().is_err() {
                 continue;
             }
-            let ports = Self::block(start, replicas, envoys)?;
+            let ports = Self::block(start, counts)?;
             if ports.named().iter().all(|port| is_free(port.number)) {
                 return Ok(Reservation { ports, _lock: lock });
             }
@@ -324,50 +255,29 @@ impl Ports {
         bail!("no free block of ports from {FIRST_BLOCK} on")
     }
 
-    fn block(start: u16, replicas: usize, envoys: usize) -> Result<Self> {
+    fn block(start: u16, counts: &Counts) -> Result<Self> {
         let mut next = start..start + BLOCK;
         let mut take = || {
-            next.next().with_context(|| {
-                format!("{replicas} replicas and {envoys} Envoys need too many ports")
-            })
+            next.next()
+                .with_context(|| format!("{counts:?} need too many ports"))
         };
-        let scheduler = SchedulerPorts {
-            xds: take()?,
-            api: take()?,
-            agents: take()?,
-            dataflow: take()?,
-            health: take()?,
-        };
-        let envoys = (0..envoys)
-            .map(|_| {
-                Ok(EnvoyPorts {
-                    data: take()?,
-                    status: take()?,
-                    admin: take()?,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let replicas = (0..replicas)
-            .map(|_| {
-                Ok(ReplicaPorts {
-                    rest: take()?,
-                    grpc: take()?,
-                    drain: take()?,
-                    ready: take()?,
-                    debug: take()?,
-                    metrics: take()?,
-                    server_rest: take()?,
-                    server_grpc: take()?,
-                    server_metrics: take()?,
-                })
-            })
-            .collect::<Result<_>>()?;
         Ok(Self {
-            scheduler,
-            envoys,
-            replicas,
+            scheduler: SchedulerPorts::take(&mut take)?,
+            envoys: many(counts.envoys, || EnvoyPorts::take(&mut take))?,
+            replicas: many(counts.replicas, || ReplicaPorts::take(&mut take))?,
+            tritons: many(counts.tritons, || TritonPorts::take(&mut take))?,
+            brokers: many(counts.brokers, || BrokerPorts::take(&mut take))?,
+            model_gateways: many(counts.model_gateways, || ModelGatewayPorts::take(&mut take))?,
+            pipeline_gateways: many(counts.pipeline_gateways, || {
+                PipelineGatewayPorts::take(&mut take)
+            })?,
+            engines: many(counts.engines, || EnginePorts::take(&mut take))?,
         })
     }
+}
+
+fn many<T>(count: usize, mut make: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
+    (0..count).map(|_| make()).collect()
 }
 
 #[cfg(test)]
@@ -376,8 +286,8 @@ mod tests {
 
     #[test]
     fn reservations_differ_and_are_free() {
-        let first = Ports::free(2, 2).unwrap();
-        let second = Ports::free(2, 2).unwrap();
+        let first = Ports::free(&Counts::new(2, 2).pipelines()).unwrap();
+        let second = Ports::free(&Counts::new(2, 2).pipelines()).unwrap();
         first.ports.check_free().unwrap();
         second.ports.check_free().unwrap();
         let numbers = |held: &Reservation| {
@@ -396,7 +306,11 @@ mod tests {
 
     #[test]
     fn documented_ports_do_not_collide() {
-        let ports = Ports::documented(5, 3).unwrap();
+        let ports = Ports::documented(&Counts {
+            tritons: 3,
+            ..Counts::new(5, 3).pipelines()
+        })
+        .unwrap();
         assert_eq!(
             (
                 ports.envoys[0].data,
@@ -409,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_named_with_its_flag() {
-        let held = Ports::free(1, 1).unwrap();
+        let held = Ports::free(&Counts::new(1, 1)).unwrap();
         let _listener = TcpListener::bind(("127.0.0.1", held.ports.envoys[0].data)).unwrap();
         let text = held.ports.check_free().unwrap_err().to_string();
         assert!(

@@ -195,6 +195,7 @@ fn variables(
     fs::create_dir(&home)?;
     let data = format!("127.0.0.1:{}", system.ports().envoys[0].data);
     let api = format!("127.0.0.1:{}", system.ports().scheduler.api);
+    let kafka = system.config().kafka_bootstrap().unwrap_or_default();
     let (grpcurl, mlserver) = (cache.grpcurl()?, cache.mlserver()?);
     let mut folders: Vec<PathBuf> = [&parts.cli, &grpcurl, &mlserver]
         .iter()
@@ -211,6 +212,7 @@ fn variables(
         ("INFER_ENDPOINT", data.clone().into()),
         ("MESH_IP", data.into()),
         ("SELDON_SCHEDULE_HOST", api.into()),
+        ("SELDON_KAFKA_BROKER", kafka.into()),
         ("TRITONCLIENT", cache.tritonclient_python()?.into()),
         ("OUT", folder.into()),
     ]))

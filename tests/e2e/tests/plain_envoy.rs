@@ -40,7 +40,7 @@ impl Plain {
             "no filter module: build it by `cargo xtask wasm`"
         );
         let (a, b) = (Backend::start()?, Backend::start()?);
-        let ports = Ports::free(1, 1)?;
+        let ports = Ports::free(&seldon_local::Counts::new(1, 1))?;
         let (port, admin) = (ports.ports.envoys[0].data, ports.ports.envoys[0].admin);
         let mut text = fs::read_to_string(root().join("samples/envoy/plain-envoy.yaml"))?;
         for (from, to) in [

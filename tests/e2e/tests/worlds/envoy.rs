@@ -41,7 +41,7 @@ impl Running {
         let router = tonic::transport::Server::builder().add_service(engine.service());
         let server = tokio::spawn(router.serve_with_incoming(TcpIncoming::from(listener)));
         let binary = tokio::task::spawn_blocking(move || Cache::open()?.envoy(version)).await??;
-        let reservation = Ports::free(1, 1)?;
+        let reservation = Ports::free(&seldon_local::Counts::new(1, 1))?;
         let ports = reservation.ports.envoys[0].clone();
         let module = root().join("target/wasm/seldon-filter.wasm");
         ensure!(
