@@ -33,7 +33,8 @@ pub enum Record {
     /// A pipeline that is wanted, or (`deleted`) one whose removal is still under way.
     Pipeline {
         name: Arc<str>,
-        /// Those that are not gone yet, newest last; at least one.
+        /// Those that are not gone yet, newest last; at least one. Of a deleted one, a last version whose number does not
+        /// rise was asked for since: it begins when the others are gone.
         versions: Vec<Arc<Pipeline>>,
         deleted: bool,
     },

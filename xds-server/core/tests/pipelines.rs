@@ -301,7 +301,8 @@ impl Bench {
                 }
             }
             self.acknowledge();
-            if !busy && generation == self.state.generation() {
+            let told = self.workers.values().any(|hand| !hand.inbox.is_empty());
+            if !busy && !told && generation == self.state.generation() {
                 return;
             }
         }
@@ -1011,14 +1012,32 @@ fn act(bench: &mut Bench, deed: Deed) {
     };
     let known = bench.workers.contains_key(&(worker, name.into()));
     match deed {
-        Deed::Load(which) => bench.load(chain(&format!("p{which}"))).unwrap(),
+        Deed::Load(which) => {
+            let name = format!("p{which}");
+            // What a worker that is away has of a life that has ended is not remembered beyond a restart in the next.
+            let status = bench.state.pipeline_status(&name, false);
+            let ended = status.is_some_and(|_| bench.shown(&name).reason.contains("removed"));
+            let mut away = bench.workers.values().filter(|hand| hand.stream.is_none());
+            let kept = away.any(|hand| hand.has.iter().any(|(known, _)| *known == name));
+            if !(ended && kept) {
+                bench.load(chain(&name)).unwrap();
+            }
+        }
         Deed::Unload(which) => drop(bench.unload(&format!("p{which}"))),
         Deed::Connect(_) => bench.connect(worker, name),
         Deed::Disconnect(_) if known => bench.disconnect(worker, name),
         Deed::Work(_, success, heard) if known => drop(bench.work(worker, name, success, heard)),
         Deed::Acknowledge => bench.acknowledge(),
         Deed::Wait(seconds) => bench.advance(Duration::from_secs(seconds.into())),
-        Deed::Restart => bench.restart(),
+        Deed::Restart => {
+            let names = bench.state.pipeline_names();
+            let begins = |name: &Arc<str>| bench.shown(name).reason.contains("former");
+            let waiting = names.filter(|name| begins(name)).count();
+            // As above.
+            if waiting == 0 {
+                bench.restart();
+            }
+        }
         _ => {}
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn reconcile(
     }
     publish(entry, &owners, fleets, world);
     if open {
-        cut_over(entry, &owners, world);
+        cut_over(entry, &owners);
         release_gateways(entry, &owners, world);
         place_engine(entry, fleets, world);
     }
@@ -73,18 +73,14 @@ pub(crate) fn reconcile(
 
 /// What the store keeps of a pipeline.
 pub(crate) fn record(entry: &Entry) -> Record {
-    if let Some(next) = &entry.next {
-        return Record::Pipeline {
-            name: entry.name.clone(),
-            versions: vec![next.clone()],
-            deleted: false,
-        };
-    }
-    let living = entry.versions.iter().filter(|version| version.lives());
+    let living = entry.versions.iter();
+    // Of one that is gone, workers that are away may have any.
+    let living = living.filter(|version| entry.deleted || version.ended.is_none());
     let mut versions: Vec<_> = living.map(|version| version.spec.clone()).collect();
     if versions.is_empty() {
         versions.push(entry.latest().spec.clone());
     }
+    versions.extend(entry.next.clone());
     Record::Pipeline {
         name: entry.name.clone(),
         versions,
@@ -161,7 +157,7 @@ fn release_gateways(entry: &mut Entry, owners: &[Arc<str>], world: &World) {
 }
 
 /// The newest version runs everywhere: those before it end.
-fn cut_over(entry: &mut Entry, owners: &[Arc<str>], world: &mut World) {
+fn cut_over(entry: &mut Entry, owners: &[Arc<str>]) {
     let latest = entry.latest();
     let number = latest.number();
     let ready = |name: &Arc<str>| {
@@ -173,13 +169,8 @@ fn cut_over(entry: &mut Entry, owners: &[Arc<str>], world: &mut World) {
         return;
     }
     let older = entry.versions.len() - 1;
-    let mut replaced = false;
     for version in &mut entry.versions[..older] {
-        replaced |= version.lives();
         version.leaving = true;
-    }
-    if replaced {
-        world.effects.push(Effect::Persist(record(entry)));
     }
 }
 
@@ -277,12 +268,16 @@ fn engine_busy(version: &Version, fleets: &Fleets, world: &World, patient: bool)
 }
 
 /// Versions that were replaced are gone when their engine says so; of these the last few are shown for a while.
-fn end_versions(entry: &mut Entry, fleets: &Fleets, world: &World) {
+fn end_versions(entry: &mut Entry, fleets: &Fleets, world: &mut World) {
     let now = world.now.monotonic;
+    let mut over = false;
     for version in entry.versions.iter_mut().filter(|version| version.leaving) {
         if version.ended.is_none() && !engine_busy(version, fleets, world, true) {
-            version.ended = Some(now);
+            (version.ended, over) = (Some(now), true);
         }
+    }
+    if over && !entry.deleted {
+        world.effects.push(Effect::Persist(record(entry)));
     }
     let keep = world.config.keep_terminated;
     let mut ended = entry
@@ -312,6 +307,7 @@ fn end(entry: &mut Entry, fleets: &Fleets, world: &mut World) -> bool {
     }
     if let Some(next) = entry.next.take() {
         let former = std::mem::replace(entry, Entry::new(next));
+        (entry.restored, entry.unconfirmed) = (former.restored, former.unconfirmed);
         (entry.route_generation, entry.rejected) = (former.route_generation, former.rejected);
         (entry.uses, entry.timer, entry.on) = (former.uses, former.timer, former.on);
         // Workers that are away are told when they come back.
@@ -320,6 +316,7 @@ fn end(entry: &mut Entry, fleets: &Fleets, world: &mut World) -> bool {
             .versions
             .into_iter()
             .flat_map(|version| version.engines.0);
+        world.effects.push(Effect::Persist(record(entry)));
         let number = entry.latest().number();
         for (name, mut task) in stale {
             task.want(Doing::Perhaps, number);

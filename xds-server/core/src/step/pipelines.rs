@@ -104,9 +104,14 @@ pub(crate) fn unload(state: &mut State, name: &str) -> Result<(), Refusal> {
 pub(crate) fn restored(
     state: &mut State,
     name: Arc<str>,
-    versions: Vec<Arc<Pipeline>>,
+    mut versions: Vec<Arc<Pipeline>>,
     deleted: bool,
 ) {
+    let rises = versions.is_sorted_by(|one, next| one.version < next.version);
+    let next = match deleted && !rises {
+        true => versions.pop(),
+        false => None,
+    };
     let mut versions = versions.into_iter().map(|spec| Version {
         was_ready: true,
         ..Version::new(spec)
@@ -116,7 +121,8 @@ pub(crate) fn restored(
     };
     let mut entry = Entry::new(first.spec.clone());
     entry.versions = std::iter::once(first).chain(versions).collect();
-    (entry.deleted, entry.restored, entry.unconfirmed) = (deleted, true, true);
+    (entry.deleted, entry.next) = (deleted, next);
+    (entry.restored, entry.unconfirmed) = (true, true);
     if !deleted {
         state.fleets.unrouted.insert(name.clone());
     }
@@ -141,10 +147,7 @@ pub(super) fn doubt(state: &mut State, worker: crate::Worker, name: &Arc<str>) {
     for entry in entries.filter(|entry| entry.restored) {
         match worker {
             crate::Worker::Engine => {
-                let deleted = entry.deleted;
-                let living = entry.versions.iter_mut();
-                let living = living.filter(|version| deleted || version.lives());
-                for version in living {
+                for version in &mut entry.versions {
                     let tasks = &mut version.engines.0;
                     tasks.entry(name.clone()).or_insert_with(doubtful);
                 }

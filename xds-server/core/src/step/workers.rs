@@ -192,6 +192,7 @@ pub(crate) fn reported(state: &mut State, worker: Worker, report: &PipelineUpdat
         Worker::Engine => entry
             .versions
             .iter_mut()
+            .filter(|version| version.number() == update.version)
             .any(|version| taken(&mut version.engines)),
         _ => taken(&mut entry.gateways),
     };
