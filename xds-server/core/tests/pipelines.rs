@@ -1084,3 +1084,67 @@ proptest! {
         }
     }
 }
+
+/// A load and its orders cost as much among 4,000 pipelines as among a few.
+#[test]
+fn a_step_does_not_cost_more_where_there_are_many() {
+    let config = Config::new(Synchronisation::AfterTimeout(Duration::ZERO));
+    let mut state = State::new(config, Now::default());
+    let now = Now {
+        monotonic: Duration::from_secs(1),
+        wall: Duration::from_secs(1),
+    };
+    for (stream, worker) in [(1, Engine), (2, PipelineGateway)] {
+        let endpoint = (worker == PipelineGateway).then(|| Endpoint {
+            replica: 0,
+            host: "pg-0".into(),
+            http_port: 9010,
+            grpc_port: 9011,
+        });
+        let event = Event::WorkerConnected {
+            worker,
+            stream,
+            name: "one-0".into(),
+            endpoint,
+        };
+        state.step(event, now).reply.unwrap();
+    }
+    let mut load = |from: usize| {
+        let begun = std::time::Instant::now();
+        for number in from..from + 500 {
+            let name = format!("p{number}");
+            let spec = pipeline(&name, vec![step(&format!("m{number}"), &[])]);
+            let outcome = state.step(Event::LoadPipeline(Box::new(spec)), now);
+            let orders = outcome
+                .effects
+                .into_iter()
+                .filter_map(|effect| match effect {
+                    Effect::Tell {
+                        message: Order::Update(update),
+                        ..
+                    } => Some(*update),
+                    _ => None,
+                });
+            for update in orders.collect::<Vec<_>>() {
+                let report = Box::new(PipelineUpdateStatusMessage {
+                    update: Some(update),
+                    success: true,
+                    reason: String::new(),
+                });
+                let event = Event::PipelineReported {
+                    worker: Engine,
+                    report,
+                };
+                state.step(event, now).reply.unwrap();
+            }
+        }
+        begun.elapsed()
+    };
+    let first = load(0).min(load(500));
+    for from in (1000..3000).step_by(500) {
+        load(from);
+    }
+    let last = load(3000).min(load(3500));
+    println!("500 pipelines: {first:?} as the first, {last:?} as the last of 4000");
+    assert!(last < first * 4, "{first:?} became {last:?}");
+}
