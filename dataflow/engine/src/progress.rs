@@ -263,7 +263,7 @@ mod tests {
             let mut cursor = Cursor::<i64>::new(&written.0);
             let mut held: Vec<Arc<i64>> = Vec::new();
             let mut position = 0_i64;
-            let mut read = |log: &[bool], position: &mut i64, cursor: &mut Cursor<i64>, held: &mut Vec<Arc<i64>>,
+            let read = |log: &[bool], position: &mut i64, cursor: &mut Cursor<i64>, held: &mut Vec<Arc<i64>>,
                             taken: &mut BTreeSet<i64>, written: &(Snapshot, BTreeSet<i64>, BTreeSet<i64>)| {
                 let offset = *position;
                 *position += 1;

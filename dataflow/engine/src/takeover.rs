@@ -42,17 +42,10 @@ pub fn topics(reads: &BTreeSet<Arc<str>>, update: &PipelineUpdateMessage) -> Vec
 
 /// Makes topics and looks at their partitions.
 pub async fn prepare(context: &Context, topics: &[String]) -> anyhow::Result<()> {
-    let missing: Vec<String> = topics
-        .iter()
-        .filter(|topic| context.partitions.of(topic).is_none())
-        .cloned()
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    context.admin.create(&missing, false).await?;
-    let known = context.admin.all_partitions(&missing).await?;
-    for topic in &missing {
+    // Asked each time: a topic that was known may have been deleted by others.
+    context.admin.create(topics, false).await?;
+    let known = context.admin.all_partitions(topics).await?;
+    for topic in topics {
         let count = known
             .get(topic)
             .with_context(|| format!("topic {topic} is made but cannot be seen"))?;

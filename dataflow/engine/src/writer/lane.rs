@@ -138,26 +138,29 @@ mod tests {
                 lane.push(item);
             }
             let (mut delivered, mut tried) = (Vec::new(), vec![0; fails.len()]);
+            let (mut failed, mut sent): (Vec<(usize, usize)>, usize) = (Vec::new(), 0);
             while !lane.is_empty() {
                 let mut on_way = Vec::new();
                 while on_way.len() < burst {
                     let Some((number, item)) = lane.next() else { break };
                     on_way.push((number, *item));
                     tried[*item] += 1;
+                    sent = sent.max(*item);
                     lane.sent();
                 }
-                let highest = on_way.iter().map(|(_, item)| *item).max();
                 prop_assert!(!on_way.is_empty());
                 for (number, item) in on_way {
                     if fails[item] && tried[item] == 1 {
                         lane.failed(number);
+                        failed.push((item, sent));
                         prop_assert!(lane.next().is_none());
                     } else {
                         prop_assert_eq!(lane.delivered(number), Some(item));
+                        failed.retain(|(other, _)| *other != item);
+                        prop_assert!(failed.iter().all(|(_, sent)| item <= *sent));
                         delivered.push(item);
                     }
                 }
-                prop_assert!(delivered.iter().max() <= highest.as_ref());
                 lane.repair();
             }
             delivered.sort_unstable();
