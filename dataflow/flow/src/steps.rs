@@ -14,6 +14,9 @@ use crate::{
     write::{self, Ready},
 };
 
+/// How long late sides of an outer join are expected.
+const LATE_MS: i64 = 60_000;
+
 /// Version and step.
 type At = (u32, usize);
 
@@ -200,12 +203,24 @@ impl Flow {
             if is_over || closed {
                 self.release(at, key);
             }
+            if closed && has_fired && !step.is_any() {
+                return self.outlast(at, key, now_ms);
+            }
         }
         if is_last && self.entry(at, key).is_some_and(|entry| entry.is_over) {
             self.windows.remove(due);
             if let Some(live) = self.versions.get_mut(&at.0) {
                 live.joins[at.1].entries.remove(key);
             }
+        }
+    }
+
+    /// Sides that come after the window of an outer join belong to what went on without them.
+    fn outlast(&mut self, at: At, key: &JoinKey, now_ms: i64) {
+        let window = Window::Join(at.0, at.1, key.clone());
+        let due = self.windows.add(now_ms.saturating_add(LATE_MS), window);
+        if let Some(entry) = self.entry(at, key) {
+            entry.due = due;
         }
     }
 

@@ -583,6 +583,17 @@ fn outer_joins_close_with_their_window() {
     assert_eq!(world.flows[0].next_deadline(), Some(world.now_ms + 500));
     world.wait(500);
     assert_eq!(world.answers_to("outer", "a"), ["INPUT0=1,2"]);
+    // What comes too late is not an answer of its own.
+    let late = world.records(&world.names.model_inputs("silent")).remove(0);
+    world.models.insert("silent".to_owned(), IDENTITY);
+    world
+        .open
+        .entry(late.topic.clone())
+        .or_default()
+        .push_back(late);
+    world.run();
+    world.wait(500);
+    assert_eq!(world.answers("outer").len(), 1);
     world.drained();
 }
 
