@@ -141,7 +141,7 @@ impl Registry {
     }
 
     /// Asks whether the inference server holds everything that counts as loaded.
-    async fn confirm(&self) -> Result<(), ServerError> {
+    pub async fn confirm(&self) -> Result<(), ServerError> {
         let is_loaded = |entry: &Arc<Entry>| entry.state() == State::Loaded;
         // What is loaded while the server answers need not be in its answer.
         let expected: Vec<_> = self.entries().into_iter().filter(is_loaded).collect();

@@ -1,4 +1,5 @@
 //! The inference server's repository API (gRPC): what may be in memory.
+mod lifeline;
 mod watch;
 
 use std::sync::Arc;
@@ -95,6 +96,7 @@ impl Indexed {
 /// The client; cheap to clone.
 #[derive(Clone)]
 pub struct InferenceServer {
+    address: Arc<str>,
     client: GrpcInferenceServiceClient<Channel>,
     limits: Limits,
     loading: Arc<AtomicUsize>,
@@ -121,6 +123,7 @@ impl InferenceServer {
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         Ok(Self {
+            address: format!("{host}:{port}").into(),
             client,
             limits,
             loading: Arc::default(),

@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::lifeline::Lifeline;
 use super::{InferenceServer, ServerError};
 use crate::models::Registry;
 
@@ -26,6 +27,11 @@ pub async fn watch(
     let follow = async {
         loop {
             until_live(&server).await;
+            // Opened first: a server that ends while its models are looked at is noticed, too.
+            let Ok(mut lifeline) = Lifeline::open(&server).await else {
+                tokio::time::sleep(IMPATIENT).await;
+                continue;
+            };
             match registry.restore().await {
                 Ok(()) => tracing::info!("the inference server is ready"),
                 Err(error) => {
@@ -36,7 +42,18 @@ pub async fn watch(
                     continue;
                 }
             }
-            let error = until_lost(&server, &registry, patience).await;
+            let error = loop {
+                tokio::select! {
+                    error = until_lost(&server, &registry, patience) => break error,
+                    () = lifeline.ended() => {}
+                }
+                // A server may close what is idle: it is only lost if it does not hold its models any more.
+                match still_there(&server, &registry).await {
+                    Ok(opened) => lifeline = opened,
+                    Err(error) => break error,
+                }
+                tokio::time::sleep(IMPATIENT).await;
+            };
             tracing::error!(%error, "the inference server is lost");
             registry.server_lost();
             lost();
@@ -57,6 +74,15 @@ async fn until_live(server: &InferenceServer) {
         }
         tokio::time::sleep(IMPATIENT).await;
     }
+}
+
+async fn still_there(
+    server: &InferenceServer,
+    registry: &Registry,
+) -> Result<Lifeline, ServerError> {
+    let lifeline = Lifeline::open(server).await?;
+    registry.confirm().await?;
+    Ok(lifeline)
 }
 
 /// A server that is busy may be silent for as long as `patience`; one that refuses connections is gone.
