@@ -7,19 +7,40 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 pub struct SchedulerPorts {
     /// Scheduler: discovery by Envoys
-    #[arg(long = "port-xds", value_name = "PORT", default_value_t = 9002)]
+    #[arg(
+        id = "port-xds",
+        long = "port-xds",
+        value_name = "PORT",
+        default_value_t = 9002
+    )]
     pub xds: u16,
     /// Scheduler: the API that the CLI speaks
-    #[arg(long = "port-scheduler", value_name = "PORT", default_value_t = 9004)]
+    #[arg(
+        id = "port-scheduler",
+        long = "port-scheduler",
+        value_name = "PORT",
+        default_value_t = 9004
+    )]
     pub api: u16,
     /// Scheduler: agents
-    #[arg(long = "port-agents", value_name = "PORT", default_value_t = 9005)]
+    #[arg(
+        id = "port-agents",
+        long = "port-agents",
+        value_name = "PORT",
+        default_value_t = 9005
+    )]
     pub agents: u16,
     /// Scheduler: dataflow engines
-    #[arg(long = "port-dataflow", value_name = "PORT", default_value_t = 9008)]
+    #[arg(
+        id = "port-dataflow",
+        long = "port-dataflow",
+        value_name = "PORT",
+        default_value_t = 9008
+    )]
     pub dataflow: u16,
     /// Scheduler: `/ready` and `/live`
     #[arg(
+        id = "port-scheduler-health",
         long = "port-scheduler-health",
         value_name = "PORT",
         default_value_t = 9019
@@ -31,17 +52,28 @@ pub struct SchedulerPorts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 pub struct EnvoyPorts {
     /// Envoy: inference (further Envoys: 100 higher each, as with the following)
-    #[arg(long = "port-envoy", value_name = "PORT", default_value_t = 9000)]
+    #[arg(
+        id = "port-envoy",
+        long = "port-envoy",
+        value_name = "PORT",
+        default_value_t = 9000
+    )]
     pub data: u16,
     /// Envoy: `/ready` and `/stats/prometheus`
     #[arg(
+        id = "port-envoy-status",
         long = "port-envoy-status",
         value_name = "PORT",
         default_value_t = 9003
     )]
     pub status: u16,
     /// Envoy: administration, on loopback
-    #[arg(long = "port-envoy-admin", value_name = "PORT", default_value_t = 9901)]
+    #[arg(
+        id = "port-envoy-admin",
+        long = "port-envoy-admin",
+        value_name = "PORT",
+        default_value_t = 9901
+    )]
     pub admin: u16,
 }
 
@@ -49,22 +81,48 @@ pub struct EnvoyPorts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 pub struct ReplicaPorts {
     /// Agent: inference by REST (further replicas: 100 higher each, as with the following)
-    #[arg(long = "port-agent-rest", value_name = "PORT", default_value_t = 9999)]
+    #[arg(
+        id = "port-agent-rest",
+        long = "port-agent-rest",
+        value_name = "PORT",
+        default_value_t = 9999
+    )]
     pub rest: u16,
     /// Agent: inference by gRPC
-    #[arg(long = "port-agent-grpc", value_name = "PORT", default_value_t = 9998)]
+    #[arg(
+        id = "port-agent-grpc",
+        long = "port-agent-grpc",
+        value_name = "PORT",
+        default_value_t = 9998
+    )]
     pub grpc: u16,
     /// Agent: drain before a stop
-    #[arg(long = "port-agent-drain", value_name = "PORT", default_value_t = 9995)]
+    #[arg(
+        id = "port-agent-drain",
+        long = "port-agent-drain",
+        value_name = "PORT",
+        default_value_t = 9995
+    )]
     pub drain: u16,
     /// Agent: `/ready`
-    #[arg(long = "port-agent-ready", value_name = "PORT", default_value_t = 9993)]
+    #[arg(
+        id = "port-agent-ready",
+        long = "port-agent-ready",
+        value_name = "PORT",
+        default_value_t = 9993
+    )]
     pub ready: u16,
     /// Agent: debug service
-    #[arg(long = "port-agent-debug", value_name = "PORT", default_value_t = 7777)]
+    #[arg(
+        id = "port-agent-debug",
+        long = "port-agent-debug",
+        value_name = "PORT",
+        default_value_t = 7777
+    )]
     pub debug: u16,
     /// Agent: `/metrics`
     #[arg(
+        id = "port-agent-metrics",
         long = "port-agent-metrics",
         value_name = "PORT",
         default_value_t = 9006
@@ -72,6 +130,7 @@ pub struct ReplicaPorts {
     pub metrics: u16,
     /// MLServer: REST
     #[arg(
+        id = "port-mlserver-rest",
         long = "port-mlserver-rest",
         value_name = "PORT",
         default_value_t = 8080
@@ -79,6 +138,7 @@ pub struct ReplicaPorts {
     pub server_rest: u16,
     /// MLServer: gRPC
     #[arg(
+        id = "port-mlserver-grpc",
         long = "port-mlserver-grpc",
         value_name = "PORT",
         default_value_t = 8081
@@ -86,6 +146,7 @@ pub struct ReplicaPorts {
     pub server_grpc: u16,
     /// MLServer: metrics
     #[arg(
+        id = "port-mlserver-metrics",
         long = "port-mlserver-metrics",
         value_name = "PORT",
         default_value_t = 8084
@@ -98,6 +159,7 @@ pub struct ReplicaPorts {
 pub struct TritonPorts {
     /// Triton's agent: inference by REST (further replicas: 100 higher each, as with the following)
     #[arg(
+        id = "port-triton-agent-rest",
         long = "port-triton-agent-rest",
         value_name = "PORT",
         default_value_t = 9989
@@ -105,6 +167,7 @@ pub struct TritonPorts {
     pub rest: u16,
     /// Triton's agent: inference by gRPC
     #[arg(
+        id = "port-triton-agent-grpc",
         long = "port-triton-agent-grpc",
         value_name = "PORT",
         default_value_t = 9988
@@ -112,6 +175,7 @@ pub struct TritonPorts {
     pub grpc: u16,
     /// Triton's agent: drain before a stop
     #[arg(
+        id = "port-triton-agent-drain",
         long = "port-triton-agent-drain",
         value_name = "PORT",
         default_value_t = 9985
@@ -119,6 +183,7 @@ pub struct TritonPorts {
     pub drain: u16,
     /// Triton's agent: `/ready`
     #[arg(
+        id = "port-triton-agent-ready",
         long = "port-triton-agent-ready",
         value_name = "PORT",
         default_value_t = 9983
@@ -126,6 +191,7 @@ pub struct TritonPorts {
     pub ready: u16,
     /// Triton's agent: debug service
     #[arg(
+        id = "port-triton-agent-debug",
         long = "port-triton-agent-debug",
         value_name = "PORT",
         default_value_t = 7778
@@ -133,19 +199,31 @@ pub struct TritonPorts {
     pub debug: u16,
     /// Triton's agent: `/metrics`
     #[arg(
+        id = "port-triton-agent-metrics",
         long = "port-triton-agent-metrics",
         value_name = "PORT",
         default_value_t = 9007
     )]
     pub metrics: u16,
     /// Triton: REST
-    #[arg(long = "port-triton-rest", value_name = "PORT", default_value_t = 8090)]
+    #[arg(
+        id = "port-triton-rest",
+        long = "port-triton-rest",
+        value_name = "PORT",
+        default_value_t = 8090
+    )]
     pub server_rest: u16,
     /// Triton: gRPC
-    #[arg(long = "port-triton-grpc", value_name = "PORT", default_value_t = 8091)]
+    #[arg(
+        id = "port-triton-grpc",
+        long = "port-triton-grpc",
+        value_name = "PORT",
+        default_value_t = 8091
+    )]
     pub server_grpc: u16,
     /// Triton: metrics
     #[arg(
+        id = "port-triton-metrics",
         long = "port-triton-metrics",
         value_name = "PORT",
         default_value_t = 8092
@@ -157,10 +235,16 @@ pub struct TritonPorts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 pub struct BrokerPorts {
     /// Kafka broker: clients, on loopback
-    #[arg(long = "port-kafka", value_name = "PORT", default_value_t = 9092)]
+    #[arg(
+        id = "port-kafka",
+        long = "port-kafka",
+        value_name = "PORT",
+        default_value_t = 9092
+    )]
     pub kafka: u16,
     /// Kafka broker: `/ready`
     #[arg(
+        id = "port-kafka-health",
         long = "port-kafka-health",
         value_name = "PORT",
         default_value_t = 9093
@@ -173,6 +257,7 @@ pub struct BrokerPorts {
 pub struct ModelGatewayPorts {
     /// Model gateway: `/ready` and `/metrics`
     #[arg(
+        id = "port-modelgateway-health",
         long = "port-modelgateway-health",
         value_name = "PORT",
         default_value_t = 9020
@@ -185,6 +270,7 @@ pub struct ModelGatewayPorts {
 pub struct PipelineGatewayPorts {
     /// Pipeline gateway: inference by REST
     #[arg(
+        id = "port-pipelinegateway-rest",
         long = "port-pipelinegateway-rest",
         value_name = "PORT",
         default_value_t = 9010
@@ -192,6 +278,7 @@ pub struct PipelineGatewayPorts {
     pub http: u16,
     /// Pipeline gateway: inference by gRPC
     #[arg(
+        id = "port-pipelinegateway-grpc",
         long = "port-pipelinegateway-grpc",
         value_name = "PORT",
         default_value_t = 9011
@@ -199,6 +286,7 @@ pub struct PipelineGatewayPorts {
     pub grpc: u16,
     /// Pipeline gateway: `/metrics`
     #[arg(
+        id = "port-pipelinegateway-metrics",
         long = "port-pipelinegateway-metrics",
         value_name = "PORT",
         default_value_t = 9009
@@ -206,6 +294,7 @@ pub struct PipelineGatewayPorts {
     pub metrics: u16,
     /// Pipeline gateway: `/ready`
     #[arg(
+        id = "port-pipelinegateway-health",
         long = "port-pipelinegateway-health",
         value_name = "PORT",
         default_value_t = 9021
@@ -218,6 +307,7 @@ pub struct PipelineGatewayPorts {
 pub struct EnginePorts {
     /// Dataflow engine: `/ready` and `/metrics`
     #[arg(
+        id = "port-engine-health",
         long = "port-engine-health",
         value_name = "PORT",
         default_value_t = 9022
