@@ -15,7 +15,7 @@ pub struct Test {
     /// More rounds, and the oldest supported Envoy as well
     #[arg(long)]
     long: bool,
-    /// Only these blocks (all of them): set-up, lint, unit, system, experiments
+    /// Only these blocks (all of them): set-up, lint, unit, system, experiments, pipelines
     #[arg(value_enum)]
     blocks: Vec<Block>,
 }
@@ -32,14 +32,17 @@ enum Block {
     System,
     /// Experiments inside Envoy
     Experiments,
+    /// Pipelines over Kafka
+    Pipelines,
 }
 
-const ALL: [Block; 5] = [
+const ALL: [Block; 6] = [
     Block::SetUp,
     Block::Lint,
     Block::Unit,
     Block::System,
     Block::Experiments,
+    Block::Pipelines,
 ];
 
 /// What several blocks may take together, on two cores with nothing cached.
@@ -49,7 +52,7 @@ struct Share {
     of: &'static str,
 }
 
-const SHARES: [Share; 2] = [
+const SHARES: [Share; 3] = [
     Share {
         blocks: &[Block::SetUp, Block::Lint, Block::Unit, Block::System],
         minutes: 20,
@@ -59,6 +62,11 @@ const SHARES: [Share; 2] = [
         blocks: &[Block::Experiments],
         minutes: 6,
         of: "experiments",
+    },
+    Share {
+        blocks: &[Block::Pipelines],
+        minutes: 12,
+        of: "pipelines",
     },
 ];
 
@@ -114,25 +122,17 @@ impl Test {
                     bail!("{}", failed.join("; "))
                 }
             }
-            Block::Unit => self.tests(
-                &[
-                    "test",
-                    "--workspace",
-                    "--no-fail-fast",
-                    "--exclude",
-                    "seldon-e2e",
-                ],
-                said,
-            ),
-            Block::System | Block::Experiments => {
-                // Chosen by target and not by package, which would build shared dependencies anew.
-                let targets = end_to_end(block)?;
-                let names = targets.iter().flat_map(|name| ["--test", name]);
-                let arguments: Vec<&str> = ["test", "--workspace", "--no-fail-fast"]
-                    .into_iter()
-                    .chain(names)
-                    .collect();
-                self.tests(&arguments, said)
+            // Chosen by target and not by package, which would build shared dependencies anew.
+            Block::Unit => {
+                let targets = programs(|folder| !folder.starts_with("dataflow") && folder != E2E)?;
+                self.tests(&["--lib", "--bins"], &targets, said)?;
+                self.tests(&["--doc"], &[], said)
+            }
+            Block::System | Block::Experiments => self.tests(&[], &end_to_end(block)?, said),
+            Block::Pipelines => {
+                let mut targets = programs(|folder| folder.starts_with("dataflow"))?;
+                targets.extend(end_to_end(block)?);
+                self.tests(&[], &targets, said)
             }
         }
     }
@@ -159,8 +159,14 @@ impl Test {
         seldon_local::make_artefacts(&cache, &cache.root().join("artefacts"))
     }
 
-    fn tests(&self, arguments: &[&str], said: &mut Vec<String>) -> Result<()> {
-        let mut command = cargo(arguments)?;
+    fn tests(&self, flags: &[&str], programs: &[String], said: &mut Vec<String>) -> Result<()> {
+        let names = programs.iter().flat_map(|name| ["--test", name]);
+        let arguments: Vec<&str> = ["test", "--workspace", "--no-fail-fast"]
+            .into_iter()
+            .chain(flags.iter().copied())
+            .chain(names)
+            .collect();
+        let mut command = cargo(&arguments)?;
         if self.long {
             command
                 .env("SELDON_TEST_LONG", "1")
@@ -170,24 +176,58 @@ impl Test {
     }
 }
 
+const E2E: &str = "tests/e2e";
+
 /// Lists the end-to-end test programs of a block: one that has no block of its own belongs to the system.
 fn end_to_end(block: Block) -> Result<Vec<String>> {
-    let folder = workspace::root()?.join("tests/e2e/tests");
-    let entries =
-        std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| Some(entry.ok()?.path().file_stem()?.to_str()?.to_owned()))
-        .filter(|name| block_of(name) == block)
-        .collect();
+    let mut names = programs(|folder| folder == E2E)?;
+    names.retain(|name| block_of(name) == block);
+    Ok(names)
+}
+
+/// Lists the test programs of the crates in folders of which a condition holds.
+fn programs(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let metadata = cargo(&["metadata", "--no-deps", "--format-version=1"])?.output()?;
+    let metadata: Metadata =
+        serde_json::from_slice(&metadata.stdout).context("reading cargo's metadata")?;
+    let root = workspace::root()?;
+    let mut names = Vec::new();
+    for package in metadata.packages {
+        let folder = package.manifest_path.parent().unwrap_or(&root);
+        let folder = folder.strip_prefix(&root).unwrap_or(folder);
+        if !wanted(&folder.to_string_lossy()) {
+            continue;
+        }
+        let tests = package.targets.into_iter();
+        let tests = tests.filter(|target| target.kind.iter().any(|kind| kind == "test"));
+        names.extend(tests.map(|target| target.name));
+    }
     names.sort();
-    // One program may lie in a file and a folder of the same name.
     names.dedup();
     Ok(names)
+}
+
+#[derive(serde::Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(serde::Deserialize)]
+struct Package {
+    manifest_path: std::path::PathBuf,
+    targets: Vec<Target>,
+}
+
+#[derive(serde::Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
 }
 
 fn block_of(program: &str) -> Block {
     match program {
         "experiments" | "plain_envoy" => Block::Experiments,
+        name if name.starts_with("pipeline") => Block::Pipelines,
         _ => Block::System,
     }
 }

@@ -23,7 +23,7 @@ pub struct Flags {
     /// Port for agents with mutual TLS, where CONTROL_PLANE_SECURITY_PROTOCOL=SSL.
     #[arg(long, value_name = "PORT", default_value_t = 9055)]
     pub agent_mtls_port: u16,
-    /// Port for dataflow engines. Not served yet.
+    /// Port for dataflow engines.
     #[arg(long, value_name = "PORT", default_value_t = 9008)]
     pub dataflow_port: u16,
     /// Port of /ready, /live and /metrics.
@@ -73,9 +73,25 @@ pub struct Flags {
     /// after a start of the scheduler.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub routing_lease_seconds: u64,
-    /// How long removed pipelines and experiments are still shown. Without effect yet.
+    /// How long removed pipelines and experiments are still shown. Without effect yet: it is an hour.
     #[arg(long, value_name = "SECONDS", default_value_t = 86400)]
     pub deleted_resource_ttl_seconds: u64,
+    /// Port on which pipeline gateways take HTTP, for those that name none.
+    #[arg(long, value_name = "PORT", default_value_t = 9010)]
+    pub pipeline_gateway_http_port: u16,
+    /// Port on which pipeline gateways take gRPC, for those that name none.
+    #[arg(long, value_name = "PORT", default_value_t = 9011)]
+    pub pipeline_gateway_grpc_port: u16,
+    /// File with the scaling configuration, of which `pipelines.maxShardCountMultiplier` counts; looked at again when
+    /// it changes.
+    #[arg(long, value_name = "PATH", default_value = "/mnt/config/scaling.json")]
+    pub scaling_config_path: String,
+    /// File with the settings of Kafka, of which `topicPrefix` and `consumerGroupIdPrefix` count.
+    #[arg(long, value_name = "PATH", default_value = "/mnt/config/kafka.json")]
+    pub kafka_config_path: String,
+    /// Make topics only for models that a pipeline uses or that have dataflow settings, not for every model.
+    #[arg(long, value_name = "BOOL", env = "SELDON_TOPICS_ON_DEMAND", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub topics_on_demand: bool,
     /// Log level: trace, debug, info, warn, error.
     #[arg(long, value_name = "LEVEL", default_value = "debug")]
     pub log_level: String,
@@ -93,14 +109,6 @@ pub struct Flags {
 pub struct Unused {
     #[arg(long, value_name = "HOST", default_value = "0.0.0.0")]
     pub pipeline_gateway_host: String,
-    #[arg(long, value_name = "PORT", default_value_t = 9010)]
-    pub pipeline_gateway_http_port: u16,
-    #[arg(long, value_name = "PORT", default_value_t = 9011)]
-    pub pipeline_gateway_grpc_port: u16,
-    #[arg(long, value_name = "PATH", default_value = "/mnt/config/scaling.json")]
-    pub scaling_config_path: String,
-    #[arg(long, value_name = "PATH", default_value = "/mnt/config/kafka.json")]
-    pub kafka_config_path: String,
     #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub enable_model_autoscaling: bool,
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]

@@ -5,6 +5,7 @@
 pub mod certificates;
 pub mod clock;
 pub mod flags;
+pub mod kafka;
 pub mod measure;
 pub mod probes;
 pub mod resources;

@@ -6,7 +6,9 @@ use seldon_core::{Config, Synchronisation};
 use seldon_scheduler::{
     certificates::{self, EnvoyCertificates},
     flags::Flags,
+    kafka,
     resources::{AccessLog, ListenerOptions},
+    services::GatewayPorts,
     sockets::Sockets,
     store::{Disk, Forgetful, Store},
     system::{self, Options},
@@ -51,7 +53,7 @@ async fn run<S: Store>(flags: &Flags, store: S) -> anyhow::Result<()> {
     let envoy_certificates = EnvoyCertificates::from_environment()?;
     warn_of_filter(flags.filter_module.as_deref());
     let options = Options {
-        rules: rules(flags),
+        rules: rules(flags)?,
         listener: ListenerOptions {
             port: flags.envoy_data_port,
             access_log: flags.enable_envoy_accesslog.then(|| AccessLog {
@@ -66,6 +68,11 @@ async fn run<S: Store>(flags: &Flags, store: S) -> anyhow::Result<()> {
         control_plane_tls,
         discovery_tls: certificates::discovery()?,
         routing_lease: Duration::from_secs(flags.routing_lease_seconds),
+        gateway_ports: GatewayPorts {
+            http: flags.pipeline_gateway_http_port,
+            grpc: flags.pipeline_gateway_grpc_port,
+        },
+        scaling: Some(flags.scaling_config_path.as_str().into()),
         store,
     };
     let sockets = Sockets::bind(flags, options.control_plane_tls.is_some()).await?;
@@ -82,13 +89,17 @@ async fn run<S: Store>(flags: &Flags, store: S) -> anyhow::Result<()> {
 }
 
 /// In Kubernetes the operator tells which servers to wait for.
-fn rules(flags: &Flags) -> Config {
+fn rules(flags: &Flags) -> anyhow::Result<Config> {
     let timeout = flags.ready_timeout();
-    Config::new(if flags.effective_namespace().is_empty() {
+    let namespace = flags.effective_namespace();
+    let mut config = Config::new(if namespace.is_empty() {
         Synchronisation::AfterTimeout(timeout)
     } else {
         Synchronisation::FirstServers { timeout }
-    })
+    });
+    config.names = kafka::names(&flags.kafka_config_path, &namespace)?;
+    config.topics_on_demand = flags.topics_on_demand;
+    Ok(config)
 }
 
 fn warn_of_filter(module: Option<&str>) {

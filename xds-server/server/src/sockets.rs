@@ -13,6 +13,8 @@ pub struct Sockets {
     pub scheduler_mtls: Option<TcpListener>,
     pub agents: Option<TcpListener>,
     pub agents_mtls: Option<TcpListener>,
+    /// For dataflow engines, always in plain text as documented.
+    pub dataflow: Option<TcpListener>,
     pub health: TcpListener,
 }
 
@@ -26,6 +28,7 @@ impl Sockets {
             scheduler_mtls: bind_if(mtls, flags.scheduler_mtls_port, "scheduler-mtls-port").await?,
             agents: bind_if(plain, flags.agent_port, "agent-port").await?,
             agents_mtls: bind_if(mtls, flags.agent_mtls_port, "agent-mtls-port").await?,
+            dataflow: Some(bind(flags.dataflow_port, "dataflow-port").await?),
             health: bind(flags.health_probe_port, "health-probe-port").await?,
         })
     }

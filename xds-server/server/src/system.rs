@@ -1,11 +1,11 @@
 //! The scheduler as a whole: build, spawn, drain.
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use seldon_ads::{Engine, Settings};
 use seldon_core::{Config, State, Synchronisation};
 use seldon_grpc::{
-    agent::agent_service_server::AgentServiceServer,
+    agent::agent_service_server::AgentServiceServer, chainer::chainer_server::ChainerServer,
     health::health_check_service_server::HealthCheckServiceServer,
     introspect::introspect_server::IntrospectServer, scheduler::scheduler_server::SchedulerServer,
 };
@@ -24,10 +24,11 @@ use tonic::{
 use crate::{
     certificates::EnvoyCertificates,
     clock::Clock,
+    kafka::follow_scaling,
     measure::Meter,
     probes::Probes,
     resources::{ByMetadata, ListenerOptions, World, fixed, names::types},
-    services::{Agents, Health, Introspection, SchedulerApi},
+    services::{Agents, Engines, GatewayPorts, Health, Introspection, SchedulerApi},
     sockets::Sockets,
     store::{Committer, Store},
     writer::{Handle, Writer},
@@ -58,6 +59,10 @@ pub struct Options<S> {
     /// How long an Envoy that left, or that may be left from before a start, can go on with its last world. Nothing is
     /// unloaded before.
     pub routing_lease: Duration,
+    /// Where pipeline gateways listen that do not say so.
+    pub gateway_ports: GatewayPorts,
+    /// The file of `--scaling-config-path`.
+    pub scaling: Option<PathBuf>,
     pub store: S,
 }
 
@@ -122,7 +127,15 @@ pub async fn run<S: Store>(
             Ok(())
         });
     }
+    if let Some(path) = options.scaling {
+        let (handle, stop) = (handle.clone(), stop.clone());
+        tasks.spawn(async move {
+            let _ = stop.run_until_cancelled(follow_scaling(path, handle)).await;
+            Ok(())
+        });
+    }
     let apis = Apis {
+        gateway_ports: options.gateway_ports,
         meter,
         handle: handle.clone(),
         engine: engine.clone(),
@@ -173,6 +186,7 @@ async fn wait(
 }
 
 struct Apis {
+    gateway_ports: GatewayPorts,
     meter: Meter,
     handle: Handle,
     engine: Engine,
@@ -204,6 +218,7 @@ fn spawn_services(
         );
         serve(apis.agents(), sockets.agents_mtls, control_plane);
     }
+    serve(apis.engines(), sockets.dataflow, None);
     serve(apis.discovery(), Some(sockets.xds), discovery);
     let probes = Probes::new(apis.handle.clone(), apis.engine.clone());
     let stop = apis.stop.clone();
@@ -213,7 +228,7 @@ fn spawn_services(
 
 impl Apis {
     fn scheduler(&self) -> anyhow::Result<Router> {
-        let api = SchedulerApi::new(self.handle.clone(), self.stop.clone());
+        let api = SchedulerApi::new(self.handle.clone(), self.stop.clone(), self.gateway_ports);
         let introspection =
             Introspection::new(self.handle.clone(), self.engine.clone(), self.meter.clone());
         let reflection = || {
@@ -234,6 +249,15 @@ impl Apis {
         let agents = Agents::new(self.handle.clone(), self.stop.clone());
         server()
             .add_service(AgentServiceServer::new(agents).max_decoding_message_size(LARGEST_MESSAGE))
+            .add_service(HealthCheckServiceServer::new(Health::new(
+                self.handle.clone(),
+            )))
+    }
+
+    fn engines(&self) -> Router {
+        let engines = Engines::new(self.handle.clone(), self.stop.clone());
+        server()
+            .add_service(ChainerServer::new(engines))
             .add_service(HealthCheckServiceServer::new(Health::new(
                 self.handle.clone(),
             )))

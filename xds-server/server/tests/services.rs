@@ -22,6 +22,7 @@ use seldon_proto::{
 };
 use seldon_scheduler::{
     resources::ListenerOptions,
+    services::GatewayPorts,
     sockets::Sockets,
     store::{Disk, Forgetful, Store, StoreError, Write},
     system::{Options, run},
@@ -74,6 +75,11 @@ impl Scheduler {
             control_plane_tls: None,
             discovery_tls: None,
             routing_lease: Duration::ZERO,
+            gateway_ports: GatewayPorts {
+                http: 9010,
+                grpc: 9011,
+            },
+            scaling: None,
             store,
         };
         let sockets = Sockets {
@@ -82,6 +88,7 @@ impl Scheduler {
             scheduler_mtls: None,
             agents: Some(agent),
             agents_mtls: None,
+            dataflow: None,
             health: probes,
         };
         let stop = CancellationToken::new();
@@ -313,7 +320,16 @@ async fn what_is_unknown_or_not_built_is_said_so() {
         .load_pipeline(LoadPipelineRequest::default())
         .await
         .unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented);
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let refused = api
+        .pipeline_status(PipelineStatusRequest {
+            name: Some("nope".into()),
+            ..Default::default()
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("nope"), "{refused}");
     let mut agents = scheduler.agents().await;
     let triggers = tokio_stream::iter([ModelScalingTriggerMessage::default()]);
     let refused = agents.model_scaling_trigger(triggers).await.unwrap_err();

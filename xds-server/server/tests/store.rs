@@ -10,7 +10,9 @@ use std::{
 };
 
 use seldon_core::{Record, RolloutEvent, RolloutOutcome, RolloutRecord};
-use seldon_proto::scheduler::{Experiment, ExperimentCohort, MetaData, Model};
+use seldon_proto::scheduler::{
+    DataflowSpec, Experiment, ExperimentCohort, MetaData, Model, Pipeline,
+};
 use seldon_scheduler::store::{Committer, Disk, Store, StoreError, Write};
 
 fn model(name: &str) -> Record {
@@ -61,11 +63,32 @@ fn experiment(name: &str) -> Record {
     }
 }
 
+fn pipeline(name: &str) -> Record {
+    let version = |version| {
+        Arc::new(Pipeline {
+            name: name.into(),
+            version,
+            allow_cycles: true,
+            max_step_revisits: 3,
+            dataflow_spec: Some(DataflowSpec {
+                clean_topics_on_delete: true,
+            }),
+            ..Default::default()
+        })
+    };
+    Record::Pipeline {
+        name: name.into(),
+        versions: vec![version(1), version(2)],
+        deleted: false,
+    }
+}
+
 fn names(store: &impl Store) -> Vec<String> {
     let records = store.restore().unwrap().unwrap();
     let name = |record: &Record| match record {
         Record::Model { name, .. }
         | Record::Server { name, .. }
+        | Record::Pipeline { name, .. }
         | Record::Experiment { name, .. } => name.to_string(),
     };
     records.iter().map(name).collect()
@@ -90,11 +113,14 @@ fn records_come_back_as_they_were() {
         Write::Put(experiment("a.b")),
         Write::Put(experiment("gone")),
         Write::ForgetExperiment("gone".into()),
+        Write::Put(pipeline("p")),
+        Write::Put(pipeline("q")),
+        Write::ForgetPipeline("q".into()),
     ];
     disk.commit(&writes).unwrap();
     drop(disk);
     let again = Disk::open(folder.path()).unwrap();
-    let kept = vec![server, model("iris"), experiment("a.b")];
+    let kept = vec![server, model("iris"), pipeline("p"), experiment("a.b")];
     assert_eq!(again.restore().unwrap(), Some(kept));
     let second = Disk::open(folder.path());
     assert!(

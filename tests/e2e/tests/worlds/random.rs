@@ -97,6 +97,7 @@ impl View for Made {
             candidates: wanted.candidates.iter().filter_map(candidate).collect(),
             mirror: wanted.mirror.as_ref().and_then(mirror),
             cohort_header: wanted.cohort_header.clone(),
+            pipelines: false,
         })
     }
 
@@ -257,6 +258,7 @@ fn route(random: &mut Random, model: &Arc<str>) -> Route {
         log_payloads: random.below(2) > 0,
         split_by: None,
         candidate: false,
+        pipeline: false,
     }
 }
 

@@ -59,6 +59,7 @@ impl View for Made {
             })
         };
         Some(ExperimentRoute {
+            pipelines: false,
             name: experiment.into(),
             endpoint: wanted.default.clone(),
             candidates: wanted.candidates.iter().filter_map(candidate).collect(),
@@ -97,6 +98,7 @@ impl Made {
             .collect();
         let route = Route {
             model: model.into(),
+            pipeline: false,
             splits,
             retry: true,
             log_payloads: false,

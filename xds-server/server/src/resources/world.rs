@@ -6,7 +6,7 @@ use std::{
 
 use bytes::Bytes;
 use seldon_ads::Change;
-use seldon_core::{Endpoint, ExperimentRoute, ReplicaSet, Route, Split, State};
+use seldon_core::{Endpoint, ExperimentRoute, PIPELINE_GATEWAYS, ReplicaSet, Route, Split, State};
 
 use super::{
     cluster::{self, Protocol},
@@ -426,9 +426,10 @@ impl World {
             .collect()
     }
 
-    /// Any replica set will do: the first.
+    /// Any replica set of a server will do: the first.
     fn refresh_server_scope(&mut self, changes: &mut Vec<Change>) {
-        let chosen = self.used.first_key_value();
+        let of_server = |(set, _): &(&ReplicaSet, &Used)| &*set.server != PIPELINE_GATEWAYS;
+        let chosen = self.used.iter().find(of_server);
         let wanted = chosen.map(|(set, used)| (set.clone(), used.ports));
         if wanted == self.server_scope {
             return;

@@ -1,7 +1,7 @@
 //! The API for operators, command lines and gateways.
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use seldon_core::{Event, Now, State};
+use seldon_core::{Endpoint, Event, Now, Order, State, Worker};
 use seldon_grpc::scheduler::scheduler_server::Scheduler;
 use seldon_proto::{
     chainer::{PipelineUpdateStatusMessage, PipelineUpdateStatusResponse},
@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{
-    not_built,
     streams::{Answers, Gone, Outlet, answers},
+    workers::Orders,
 };
 use crate::writer::{Handle, Kind};
 
@@ -26,14 +26,57 @@ const SERVERS_EVERY: Duration = Duration::from_millis(250);
 pub struct SchedulerApi {
     writer: Handle,
     stop: CancellationToken,
+    gateway_ports: GatewayPorts,
+}
+
+/// Where pipeline gateways listen that do not say so: the documented ones.
+#[derive(Clone, Copy, Debug)]
+pub struct GatewayPorts {
+    pub http: u16,
+    pub grpc: u16,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 type Stream<T> = Result<Response<Answers<T>>, Status>;
 
 impl SchedulerApi {
-    pub fn new(writer: Handle, stop: CancellationToken) -> Self {
-        Self { writer, stop }
+    pub fn new(writer: Handle, stop: CancellationToken, gateway_ports: GatewayPorts) -> Self {
+        Self {
+            writer,
+            stop,
+            gateway_ports,
+        }
+    }
+
+    /// Where Envoys find a pipeline gateway. One that names no address is where it connects from.
+    fn gateway_endpoint(
+        &self,
+        request: &PipelineSubscriptionRequest,
+        peer: Option<SocketAddr>,
+    ) -> Result<Endpoint, Status> {
+        let name = &request.subscriber_name;
+        let host = match request.subscriber_ip.as_str() {
+            "" => peer.map(|peer| peer.ip().to_string()),
+            host => Some(host.to_owned()),
+        };
+        let host = host.ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "pipeline gateway {name} names no address: set POD_IP"
+            ))
+        })?;
+        let port = |told: u32, default: u16| match told {
+            0 => Ok(default),
+            told => u16::try_from(told).map_err(|_| {
+                let what = format!("pipeline gateway {name} names port {told}: use 1 to 65535");
+                Status::invalid_argument(what)
+            }),
+        };
+        Ok(Endpoint {
+            replica: 0,
+            host,
+            http_port: port(request.subscriber_http_port, self.gateway_ports.http)?,
+            grpc_port: port(request.subscriber_grpc_port, self.gateway_ports.grpc)?,
+        })
     }
 
     /// One status of each name, in the order of the names, read in pieces so that nobody waits long.
@@ -106,6 +149,14 @@ fn latest_model(state: &State, name: &str, now: Now) -> Option<ModelStatusRespon
 
 fn every_version(state: &State, name: &str, now: Now) -> Option<ModelStatusResponse> {
     state.model_status(name, true, now)
+}
+
+fn latest_pipeline(state: &State, name: &str, _: Now) -> Option<PipelineStatusResponse> {
+    state.pipeline_status(name, false)
+}
+
+fn every_pipeline_version(state: &State, name: &str, _: Now) -> Option<PipelineStatusResponse> {
+    state.pipeline_status(name, true)
 }
 
 fn experiment(state: &State, name: &str, _: Now) -> Option<ExperimentStatusResponse> {
@@ -249,7 +300,14 @@ impl Scheduler for SchedulerApi {
     ) -> Stream<ModelStatusResponse> {
         let request = request.into_inner();
         if request.is_model_gateway {
-            return Err(not_built("model gateways"));
+            let order = |order| match order {
+                Order::Model(model) => Some(*model),
+                _ => None,
+            };
+            let name = &request.subscriber_name;
+            let gateway = Worker::ModelGateway;
+            let orders = Orders::of(&self.writer, &self.stop, gateway, name, None, order).await?;
+            return Ok(Response::new(Box::pin(orders)));
         }
         tracing::info!(subscriber = request.subscriber_name, "model status");
         let writer = self.writer.clone();
@@ -290,34 +348,99 @@ impl Scheduler for SchedulerApi {
         Ok(Response::new(stream))
     }
 
-    async fn load_pipeline(&self, _: Request<LoadPipelineRequest>) -> Answer<LoadPipelineResponse> {
-        Err(not_built("pipelines"))
+    async fn load_pipeline(
+        &self,
+        request: Request<LoadPipelineRequest>,
+    ) -> Answer<LoadPipelineResponse> {
+        let pipeline = request.into_inner().pipeline;
+        let pipeline =
+            pipeline.ok_or_else(|| Status::invalid_argument("the request has no pipeline"))?;
+        let event = Event::LoadPipeline(Box::new(pipeline));
+        self.writer.durable(event).await?;
+        Ok(Response::new(LoadPipelineResponse {}))
     }
+
     async fn unload_pipeline(
         &self,
-        _: Request<UnloadPipelineRequest>,
+        request: Request<UnloadPipelineRequest>,
     ) -> Answer<UnloadPipelineResponse> {
-        Err(not_built("pipelines"))
+        let name = request.into_inner().name;
+        self.writer.durable(Event::UnloadPipeline { name }).await?;
+        Ok(Response::new(UnloadPipelineResponse {}))
     }
+
     type PipelineStatusStream = Answers<PipelineStatusResponse>;
     async fn pipeline_status(
         &self,
-        _: Request<PipelineStatusRequest>,
+        request: Request<PipelineStatusRequest>,
     ) -> Stream<PipelineStatusResponse> {
-        Err(not_built("pipelines"))
+        let request = request.into_inner();
+        let status = if request.all_versions {
+            every_pipeline_version
+        } else {
+            latest_pipeline
+        };
+        let names = match request.name {
+            None => {
+                self.writer
+                    .read(|state, _| names(state.pipeline_names()))
+                    .await?
+            }
+            Some(name) => {
+                let asked = name.clone();
+                let known = self
+                    .writer
+                    .read(move |state, now| status(state, &asked, now).is_some());
+                if !known.await? {
+                    return Err(Status::failed_precondition(format!(
+                        "pipeline {name} is not known"
+                    )));
+                }
+                vec![name.into()]
+            }
+        };
+        Ok(Response::new(self.all(names, status)))
     }
+
     type SubscribePipelineStatusStream = Answers<PipelineStatusResponse>;
     async fn subscribe_pipeline_status(
         &self,
-        _: Request<PipelineSubscriptionRequest>,
+        request: Request<PipelineSubscriptionRequest>,
     ) -> Stream<PipelineStatusResponse> {
-        Err(not_built("pipelines"))
+        let peer = request.extensions().get::<Option<SocketAddr>>().copied();
+        let request = request.into_inner();
+        let name = &request.subscriber_name;
+        if request.is_pipeline_gateway {
+            let endpoint = Some(self.gateway_endpoint(&request, peer.flatten())?);
+            let order = |order| match order {
+                Order::Pipeline(pipeline) => Some(*pipeline),
+                _ => None,
+            };
+            let gateway = Worker::PipelineGateway;
+            let orders =
+                Orders::of(&self.writer, &self.stop, gateway, name, endpoint, order).await?;
+            return Ok(Response::new(Box::pin(orders)));
+        }
+        tracing::info!(subscriber = name, "pipeline status");
+        let writer = self.writer.clone();
+        let stream = answers(&self.stop, |outlet| async move {
+            writer.synchronised().await.map_err(|_| Gone)?;
+            let pause = Duration::ZERO;
+            follow(writer, Kind::Pipelines, pause, latest_pipeline, outlet).await
+        });
+        Ok(Response::new(stream))
     }
+
     async fn pipeline_status_event(
         &self,
-        _: Request<PipelineUpdateStatusMessage>,
+        request: Request<PipelineUpdateStatusMessage>,
     ) -> Answer<PipelineUpdateStatusResponse> {
-        Err(not_built("pipelines"))
+        let event = Event::PipelineReported {
+            worker: Worker::PipelineGateway,
+            report: Box::new(request.into_inner()),
+        };
+        self.writer.reported(event).await?;
+        Ok(Response::new(PipelineUpdateStatusResponse {}))
     }
 
     async fn start_experiment(
@@ -392,9 +515,11 @@ impl Scheduler for SchedulerApi {
 
     async fn model_status_event(
         &self,
-        _: Request<ModelUpdateStatusMessage>,
+        request: Request<ModelUpdateStatusMessage>,
     ) -> Answer<ModelUpdateStatusResponse> {
-        Err(not_built("model gateways"))
+        let event = Event::ModelReported(Box::new(request.into_inner()));
+        self.writer.reported(event).await?;
+        Ok(Response::new(ModelUpdateStatusResponse {}))
     }
 }
 

@@ -77,12 +77,16 @@ enum Key {
     Model(Arc<str>),
     Server(Arc<str>),
     Experiment(Arc<str>),
+    Pipeline(Arc<str>),
 }
 
 fn key(write: &Write) -> Key {
     match write {
         Write::Put(Record::Model { name, .. }) | Write::ForgetModel(name) => {
             Key::Model(name.clone())
+        }
+        Write::Put(Record::Pipeline { name, .. }) | Write::ForgetPipeline(name) => {
+            Key::Pipeline(name.clone())
         }
         Write::Put(Record::Server { name, .. }) | Write::ForgetServer(name) => {
             Key::Server(name.clone())

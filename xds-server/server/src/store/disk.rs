@@ -18,6 +18,8 @@ const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models");
 const SERVERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("servers");
 /// Stores of before experiments have it from their next opening on.
 const EXPERIMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("experiments");
+/// And those of before pipelines this one.
+const PIPELINES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pipelines");
 const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
 const FORMAT_KEY: &str = "format";
 const FORMAT: u64 = 1;
@@ -99,6 +101,7 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         transaction.open_table(MODELS).map_err(failed)?;
         transaction.open_table(SERVERS).map_err(failed)?;
         transaction.open_table(EXPERIMENTS).map_err(failed)?;
+        transaction.open_table(PIPELINES).map_err(failed)?;
     }
     transaction.commit().map_err(failed)
 }
@@ -109,11 +112,15 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), StoreError> {
         let mut models = transaction.open_table(MODELS).map_err(failed)?;
         let mut servers = transaction.open_table(SERVERS).map_err(failed)?;
         let mut experiments = transaction.open_table(EXPERIMENTS).map_err(failed)?;
+        let mut pipelines = transaction.open_table(PIPELINES).map_err(failed)?;
         for write in writes {
             match write {
                 Write::Put(record) => match record::encode(record) {
                     Encoded::Model(name, bytes) => {
                         models.insert(name, bytes.as_slice()).map_err(failed)?;
+                    }
+                    Encoded::Pipeline(name, bytes) => {
+                        pipelines.insert(name, bytes.as_slice()).map_err(failed)?;
                     }
                     Encoded::Server(name, bytes) => {
                         servers.insert(name, bytes.as_slice()).map_err(failed)?;
@@ -131,6 +138,9 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), StoreError> {
                 Write::ForgetExperiment(name) => {
                     experiments.remove(&**name).map_err(failed)?;
                 }
+                Write::ForgetPipeline(name) => {
+                    pipelines.remove(&**name).map_err(failed)?;
+                }
             }
         }
     }
@@ -145,9 +155,10 @@ impl Store for Disk {
             return Err(failed("it was closed after a failure"));
         };
         let transaction = database.begin_read().map_err(failed)?;
-        let tables: [(_, Decode); 3] = [
+        let tables: [(_, Decode); 4] = [
             (SERVERS, record::server),
             (MODELS, record::model),
+            (PIPELINES, record::pipeline),
             (EXPERIMENTS, record::experiment),
         ];
         let mut records = Vec::new();

@@ -17,6 +17,7 @@ pub enum Write {
     ForgetModel(Arc<str>),
     ForgetServer(Arc<str>),
     ForgetExperiment(Arc<str>),
+    ForgetPipeline(Arc<str>),
 }
 
 /// Why desired state could not be read or written.

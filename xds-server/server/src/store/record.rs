@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use prost::Message;
 use seldon_core::{Counts, Record, RolloutEvent, RolloutOutcome, RolloutRecord};
-use seldon_proto::scheduler::{Experiment, Model};
+use seldon_proto::scheduler::{Experiment, Model, Pipeline};
 
 use super::StoreError;
 
@@ -27,6 +27,14 @@ struct ServerRecord {
     min_replicas: u32,
     #[prost(uint32, tag = "3")]
     max_replicas: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PipelineRecord {
+    #[prost(message, repeated, tag = "1")]
+    versions: Vec<Pipeline>,
+    #[prost(bool, tag = "2")]
+    deleted: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -86,10 +94,22 @@ pub(super) enum Encoded<'a> {
     Model(&'a str, Vec<u8>),
     Server(&'a str, Vec<u8>),
     Experiment(&'a str, Vec<u8>),
+    Pipeline(&'a str, Vec<u8>),
 }
 
 pub(super) fn encode(record: &Record) -> Encoded<'_> {
     match record {
+        Record::Pipeline {
+            name,
+            versions,
+            deleted,
+        } => {
+            let value = PipelineRecord {
+                versions: versions.iter().map(|one| Pipeline::clone(one)).collect(),
+                deleted: *deleted,
+            };
+            Encoded::Pipeline(name, value.encode_to_vec())
+        }
         Record::Model {
             name,
             version,
@@ -132,6 +152,15 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
             Encoded::Experiment(name, value.encode_to_vec())
         }
     }
+}
+
+pub(super) fn pipeline(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
+    let value = PipelineRecord::decode(bytes).map_err(unreadable("pipeline", name))?;
+    Ok(Record::Pipeline {
+        name: name.into(),
+        versions: value.versions.into_iter().map(Arc::new).collect(),
+        deleted: value.deleted,
+    })
 }
 
 pub(super) fn model(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {

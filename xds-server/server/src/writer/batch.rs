@@ -4,7 +4,7 @@ use std::sync::Arc;
 use seldon_ads::Change;
 use seldon_core::{Effect, Event, Refusal};
 
-use super::{Failure, Names, Reply, agents::Agents};
+use super::{Failure, Names, Reply, agents::Agents, workers::Workers};
 use crate::{
     resources::Tls,
     store::{Outcome, Write},
@@ -24,6 +24,7 @@ pub(super) struct Batch {
     /// Experiments that share requests out in another way.
     pub(super) shares: Names,
     pub(super) experiments: Names,
+    pub(super) pipelines: Names,
     /// Drains that ended, and whether nothing is routed there any more.
     pub(super) drained: Vec<(u64, bool)>,
     /// Other certificates, and the listener that holds them.
@@ -31,8 +32,13 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Takes effects in. Commands to agents go out at once; those that cannot come back as events.
-    pub(super) fn collect(&mut self, effects: Vec<Effect>, agents: &Agents) -> Vec<Event> {
+    /// Takes effects in. Commands to agents and workers go out at once; those that cannot come back as events.
+    pub(super) fn collect(
+        &mut self,
+        effects: Vec<Effect>,
+        agents: &Agents,
+        workers: &Workers,
+    ) -> Vec<Event> {
         let mut failed = Vec::new();
         for effect in effects {
             match effect {
@@ -55,6 +61,14 @@ impl Batch {
                 Effect::ExperimentChanged(experiment) => {
                     self.experiments.insert(experiment);
                 }
+                Effect::ForgetPipeline(name) => self.writes.push(Write::ForgetPipeline(name)),
+                Effect::PipelineChanged(pipeline) => drop(self.pipelines.insert(pipeline)),
+                Effect::Tell {
+                    worker,
+                    stream,
+                    name,
+                    message,
+                } => failed.extend(workers.send(worker, stream, name, message)),
                 Effect::Drained { token, complete } => self.drained.push((token, complete)),
             }
         }

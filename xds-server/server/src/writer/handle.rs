@@ -5,13 +5,13 @@ use std::sync::{
 };
 
 use seldon_ads::Change;
-use seldon_core::{AgentKey, Event, Now, Refusal, State, StreamId};
+use seldon_core::{AgentKey, Event, Now, Order, Refusal, State, StreamId};
 use seldon_proto::agent::{AgentSubscribeRequest, ModelOperationMessage};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::resources::Tls;
 
-use super::{Command, Kind, Names, Subscription};
+use super::{Command, Connection, Kind, Names, Subscription};
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -88,6 +88,20 @@ impl Handle {
             stream,
             subscription,
             messages,
+            reply,
+        })
+        .await
+    }
+
+    /// Takes the stream of a gateway or an engine in, as `connect` does an agent's.
+    pub async fn connect_worker(
+        &self,
+        connection: Connection,
+        orders: mpsc::UnboundedSender<Order>,
+    ) -> Result<(), Failure> {
+        self.ask(|reply| Command::ConnectWorker {
+            connection,
+            orders,
             reply,
         })
         .await

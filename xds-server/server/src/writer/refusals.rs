@@ -145,6 +145,7 @@ mod tests {
             let index: u32 = model.strip_prefix('m')?.parse().ok()?;
             Some(Route {
                 model: model.into(),
+                pipeline: false,
                 splits: vec![Split {
                     version: 1,
                     replicas: ReplicaSet {

@@ -11,6 +11,7 @@ pub enum Kind {
     Models,
     Servers,
     Experiments,
+    Pipelines,
 }
 
 /// Names whose status changed and was not fetched yet. A slow subscriber skips states, never names, and what waits for
