@@ -1,7 +1,7 @@
 //! Names of resources and headers that several parts have to agree on.
 use std::{collections::BTreeSet, fmt::Write};
 
-use seldon_core::ReplicaSet;
+use seldon_core::{PIPELINE_SUFFIX, ReplicaSet};
 use seldon_routing::EXPERIMENT_SUFFIX;
 
 /// Type URLs of what the scheduler serves.
@@ -29,6 +29,10 @@ pub const INTERNAL_MODEL_HEADER: &str = "seldon-internal-model";
 /// Tells the client which version answered.
 pub const ROUTE_HEADER: &str = "x-seldon-route";
 
+/// Marks an agent's answer that it cannot give for want of the model: the request went nowhere, and another replica may
+/// have it.
+pub const ABSENT_HEADER: &str = "x-seldon-absent";
+
 /// The scope of requests for a name that the client sent or the filter found; empty for requests without a model. Keys
 /// that begin with `i:` belong to candidates of experiments, and only the filter writes them.
 pub fn client_scope(name: &str) -> String {
@@ -54,9 +58,14 @@ pub fn model_of_scope(key: &str) -> Option<&str> {
     (!name.is_empty() && !name.ends_with(EXPERIMENT_SUFFIX)).then_some(name)
 }
 
-/// `<model>_<version>`, as agents and clients see it.
+/// `<model>_<version>`, as agents and clients see it; of a pipeline, whose gateways serve all versions (0), its name with
+/// the suffix.
 pub fn internal_model(model: &str, version: u32) -> String {
-    format!("{model}_{version}")
+    match version {
+        0 if model.ends_with(PIPELINE_SUFFIX) => model.to_owned(),
+        0 => format!("{model}{PIPELINE_SUFFIX}"),
+        version => format!("{model}_{version}"),
+    }
 }
 
 /// Longest list of replicas that is spelled out in a name; it stands in every scope that uses the set.

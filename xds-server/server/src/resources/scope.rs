@@ -9,8 +9,9 @@ use envoy_types::pb::envoy::{
     config::common::mutation_rules::v3::{HeaderMutation, header_mutation::Action},
     config::core::v3::{DataSource, data_source::Specifier},
     config::route::v3::{
-        DirectResponseAction, FilterConfig, RetryPolicy, Route as EnvoyRoute, RouteAction,
-        RouteConfiguration, RouteMatch, ScopedRouteConfiguration, VirtualHost, WeightedCluster,
+        DirectResponseAction, FilterConfig, HeaderMatcher, RetryPolicy, Route as EnvoyRoute,
+        RouteAction, RouteConfiguration, RouteMatch, ScopedRouteConfiguration, VirtualHost,
+        WeightedCluster,
         retry_policy::{RetryHostPredicate, retry_host_predicate},
         route,
         route_action::{ClusterSpecifier, RequestMirrorPolicy},
@@ -25,7 +26,7 @@ use prost::Message;
 use seldon_routing::header::{MIRROR_CLUSTER, MIRROR_MODEL};
 
 use super::{
-    names::{FILTER, INTERNAL_MODEL_HEADER, ROUTE_HEADER},
+    names::{ABSENT_HEADER, FILTER, INTERNAL_MODEL_HEADER, ROUTE_HEADER},
     wire::{any, append, number, overwrite, seconds, truth},
 };
 
@@ -222,10 +223,15 @@ fn mirror_policy() -> RequestMirrorPolicy {
     }
 }
 
-/// An inference may run again as long as no answer has begun, on another replica; never because of a status.
+/// An inference may run again as long as no answer has begun, on another replica; never because of a status. One that an
+/// agent had no model for has not run: its replica has lost the model, and the route is about to say so.
 pub(super) fn retry_policy() -> RetryPolicy {
     RetryPolicy {
-        retry_on: "connect-failure,refused-stream,reset".into(),
+        retry_on: "connect-failure,refused-stream,reset,retriable-headers".into(),
+        retriable_headers: vec![HeaderMatcher {
+            name: ABSENT_HEADER.into(), // its presence is enough
+            ..Default::default()
+        }],
         num_retries: number(RETRIES),
         retry_host_predicate: vec![RetryHostPredicate {
             name: "p".into(),

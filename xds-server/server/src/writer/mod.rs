@@ -5,14 +5,16 @@
 mod agents;
 mod batch;
 mod handle;
+mod lingering;
 mod opening;
 mod refusals;
 mod subscribers;
+mod workers;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use seldon_ads::{Change, Engine, Progress, RejectionEvent};
-use seldon_core::{AgentKey, Event, Now, Refusal, State, StreamId};
+use seldon_core::{AgentKey, Endpoint, Event, Now, Order, Refusal, State, StreamId, Worker};
 use seldon_proto::agent::ModelOperationMessage;
 use tokio::{
     sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
@@ -31,9 +33,11 @@ pub use subscribers::{Kind, Subscription};
 
 use agents::Agents;
 use batch::Batch;
+use lingering::Lingering;
 use opening::{LOOK_EVERY, Opening};
 use refusals::Refusals;
 use subscribers::Subscribers;
+use workers::Workers;
 
 /// A request's answer; `Ok` once what it changed is durable.
 type Reply = oneshot::Sender<Result<(), Failure>>;
@@ -54,6 +58,11 @@ enum Command {
         messages: mpsc::UnboundedSender<ModelOperationMessage>,
         reply: Reply,
     },
+    ConnectWorker {
+        connection: Connection,
+        orders: mpsc::UnboundedSender<Order>,
+        reply: Reply,
+    },
     Drain {
         agent: AgentKey,
         reply: oneshot::Sender<Result<bool, Failure>>,
@@ -62,6 +71,16 @@ enum Command {
     /// Other certificates, and the listener that holds them.
     Renew(Arc<Tls>, Change),
     Subscribe(Kind, oneshot::Sender<Subscription>),
+}
+
+/// A stream of a gateway or an engine.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    pub worker: Worker,
+    pub stream: StreamId,
+    pub name: Arc<str>,
+    /// Where Envoys find a pipeline gateway.
+    pub endpoint: Option<Endpoint>,
 }
 
 /// Commands taken in one batch at most, so that no answer waits for a very long one.
@@ -76,6 +95,7 @@ pub struct Writer {
     committer: Committer,
     queue: mpsc::UnboundedReceiver<Command>,
     agents: Agents,
+    workers: Workers,
     subscribers: Subscribers,
     drains: HashMap<u64, oneshot::Sender<Result<bool, Failure>>>,
     next_drain: u64,
@@ -83,6 +103,7 @@ pub struct Writer {
     measured: watch::Sender<Names>,
     refusals: Refusals,
     opening: Opening,
+    lingering: Lingering,
 }
 
 impl Writer {
@@ -106,6 +127,7 @@ impl Writer {
             committer,
             queue,
             agents: Agents::default(),
+            workers: Workers::default(),
             subscribers: Subscribers::default(),
             drains: HashMap::new(),
             next_drain: 0,
@@ -113,6 +135,7 @@ impl Writer {
             measured,
             refusals: Refusals::default(),
             opening: Opening::new(None),
+            lingering: Lingering::default(),
         };
         (writer, handle)
     }
@@ -172,7 +195,8 @@ impl Writer {
         let held = self.state.synchronised() && !*self.synchronised.borrow();
         let look = Instant::now() + if held { LOOK_EVERY } else { FAR };
         let next = self.state.next_deadline().map(|at| self.clock.at(at));
-        next.map_or(look, |at| at.min(look))
+        let times = [next, self.lingering.deadline()].into_iter().flatten();
+        times.fold(look, Instant::min)
     }
 
     fn drain_queue(&mut self, batch: &mut Batch) {
@@ -219,6 +243,31 @@ impl Writer {
                 }
                 let _ = reply.send(answer.map_err(Failure::from));
             }
+            Command::ConnectWorker {
+                connection,
+                orders,
+                reply,
+            } => {
+                let Connection {
+                    worker,
+                    stream,
+                    name,
+                    endpoint,
+                } = connection;
+                self.workers.connect(stream, orders);
+                let event = Event::WorkerConnected {
+                    worker,
+                    stream,
+                    name: name.clone(),
+                    endpoint,
+                };
+                let answer = self.step(event, batch);
+                match &answer {
+                    Ok(()) => self.workers.take_over(worker, name, stream),
+                    Err(_) => self.workers.disconnect(stream),
+                }
+                let _ = reply.send(answer.map_err(Failure::from));
+            }
             Command::Drain { agent, reply } => {
                 self.next_drain += 1;
                 let token = self.next_drain;
@@ -238,6 +287,7 @@ impl Writer {
                     Kind::Models => self.state.model_names().cloned().collect(),
                     Kind::Servers => self.state.server_names().cloned().collect(),
                     Kind::Experiments => self.state.known_experiment_names().cloned().collect(),
+                    Kind::Pipelines => self.state.pipeline_names().cloned().collect(),
                 };
                 let _ = reply.send(self.subscribers.add(kind, &names));
             }
@@ -249,11 +299,14 @@ impl Writer {
         if let Event::AgentDisconnected { stream, .. } = &event {
             self.agents.disconnect(*stream);
         }
+        if let Event::WorkerDisconnected { stream, .. } = &event {
+            self.workers.disconnect(*stream);
+        }
         let outcome = self.state.step(event, self.clock.now());
-        let mut failed = batch.collect(outcome.effects, &self.agents);
+        let mut failed = batch.collect(outcome.effects, &self.agents, &self.workers);
         while let Some(event) = failed.pop() {
             let after = self.state.step(event, self.clock.now());
-            failed.extend(batch.collect(after.effects, &self.agents));
+            failed.extend(batch.collect(after.effects, &self.agents, &self.workers));
         }
         outcome.reply
     }
@@ -318,6 +371,7 @@ impl Writer {
             servers,
             shares,
             experiments,
+            pipelines,
             drained,
             renewed,
         } = batch;
@@ -331,6 +385,9 @@ impl Writer {
             let update = self.world.update(&self.state, &routes, &endpoints, &shares);
             changes.extend(update);
         }
+        let now = Instant::now();
+        self.lingering.hold_back(&mut changes, now);
+        changes.extend(self.lingering.take(now));
         if !changes.is_empty() {
             self.engine.apply(self.state.generation(), changes);
         }
@@ -338,6 +395,7 @@ impl Writer {
         self.subscribers.tell(Kind::Models, &models);
         self.subscribers.tell(Kind::Servers, &servers);
         self.subscribers.tell(Kind::Experiments, &experiments);
+        self.subscribers.tell(Kind::Pipelines, &pipelines);
         self.tell_who_is_measured();
         for (token, complete) in drained {
             if let Some(reply) = self.drains.remove(&token) {
