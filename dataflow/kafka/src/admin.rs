@@ -143,13 +143,24 @@ impl Admin {
         Ok(missing.cloned().collect())
     }
 
-    /// Partitions of each topic that can be used: asked one by one while they are few.
+    /// Partitions of each topic that can be used: asked one by one while they are few, or librdkafka cannot do otherwise
+    /// (its guess at the memory that an answer of many short names needs is too small).
     async fn known(&self, topics: &[String]) -> Result<HashMap<String, i32>> {
         const FEW: usize = 4;
-        let topics: Vec<Option<String>> = match topics {
-            few if few.len() <= FEW => few.iter().cloned().map(Some).collect(),
-            _ => vec![None],
-        };
+        let single = |topics: &[String]| topics.iter().cloned().map(Some).collect();
+        if topics.len() <= FEW {
+            return self.looked_at(single(topics)).await;
+        }
+        match self.looked_at(vec![None]).await {
+            Ok(known) => Ok(known),
+            Err(error) if error.downcast_ref().is_some_and(is_unreadable) => {
+                self.looked_at(single(topics)).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn looked_at(&self, topics: Vec<Option<String>>) -> Result<HashMap<String, i32>> {
         let client = Arc::clone(&self.client);
         spawn_blocking(move || {
             let mut known = HashMap::new();
@@ -214,6 +225,9 @@ impl Admin {
     pub async fn topics(&self) -> Result<Vec<String>> {
         let client = Arc::clone(&self.client);
         let metadata = spawn_blocking(move || client.inner().fetch_metadata(None, REQUEST)).await?;
+        if metadata.as_ref().err().is_some_and(is_unreadable) {
+            return Ok(Vec::new());
+        }
         let metadata = metadata.context("the broker does not tell its topics")?;
         let topics = metadata.topics().iter();
         Ok(topics.map(|topic| topic.name().to_owned()).collect())
@@ -225,6 +239,11 @@ fn is_unknown(error: &KafkaError) -> bool {
         error.rdkafka_error_code(),
         Some(Code::UnknownTopic | Code::UnknownTopicOrPartition)
     )
+}
+
+/// Also of the answer of a small broker without topics.
+fn is_unreadable(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(Code::BadMessage)
 }
 
 /// Asking again would not help.

@@ -236,7 +236,10 @@ fn committed(
         .context("the group's offsets cannot be read")?;
     let offset = |(topic, partition): &(Arc<str>, i32)| {
         let found = found.find_partition(topic, *partition);
-        match found.as_ref().map(|found| (found.offset(), found.metadata())) {
+        match found
+            .as_ref()
+            .map(|found| (found.offset(), found.metadata()))
+        {
             Some((Offset::Offset(offset), owner)) => Some((offset, owner.to_owned())),
             _ => None,
         }

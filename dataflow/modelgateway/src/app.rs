@@ -22,7 +22,11 @@ use crate::{
 const STOP: Duration = Duration::from_secs(8);
 
 /// Runs until `stop`; fails where it cannot go on.
-pub async fn run(options: Options, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    options: Options,
+    settings: Settings,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let address = SocketAddr::new(options.listen_host, options.health_probe_port);
     let probes = TcpListener::bind(address)
         .await
@@ -73,7 +77,10 @@ pub async fn run_on(
     gateway.stop(STOP).await;
     shared.stop.cancel();
     shared.tasks.close();
-    if timeout(Duration::from_secs(2), shared.tasks.wait()).await.is_err() {
+    if timeout(Duration::from_secs(2), shared.tasks.wait())
+        .await
+        .is_err()
+    {
         tracing::debug!("some requests are left unfinished");
     }
     match shared.failure() {
@@ -104,13 +111,22 @@ fn health(gateway: Arc<Gateway>, connected: watch::Receiver<bool>, registry: Reg
                 status(was_connected.load(Ordering::Relaxed))
             }),
         )
-        .route("/ready", get(move || async move { status(gateway.is_active()) }))
-        .route("/live", get(move || async move { status(for_live.is_active()) }))
+        .route(
+            "/ready",
+            get(move || async move { status(gateway.is_active()) }),
+        )
+        .route(
+            "/live",
+            get(move || async move { status(for_live.is_active()) }),
+        )
         .route(
             "/metrics",
             get(move || async move {
                 let text = "text/plain; version=0.0.4; charset=utf-8";
-                ([("content-type", text)], seldon_telemetry::render(&registry))
+                (
+                    [("content-type", text)],
+                    seldon_telemetry::render(&registry),
+                )
             }),
         )
 }

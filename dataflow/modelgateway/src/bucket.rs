@@ -160,7 +160,10 @@ impl Bucket {
                 break;
             }
             if timeout_at(deadline, moved).await.is_err() {
-                tracing::warn!(topic = inputs, "not all that was begun is finished: it will be repeated");
+                tracing::warn!(
+                    topic = inputs,
+                    "not all that was begun is finished: it will be repeated"
+                );
                 break;
             }
         }
@@ -175,10 +178,12 @@ impl Bucket {
     fn is_done(&self, keys: &[Key]) -> bool {
         let exactly_once = self.shared.exactly_once();
         let state = self.state();
-        keys.iter().filter_map(|key| state.lanes.get(key)).all(|lane| {
-            let stored = !exactly_once || lane.stored == lane.progress.position();
-            lane.progress.outstanding() == 0 && stored
-        })
+        keys.iter()
+            .filter_map(|key| state.lanes.get(key))
+            .all(|lane| {
+                let stored = !exactly_once || lane.stored == lane.progress.position();
+                lane.progress.outstanding() == 0 && stored
+            })
     }
 
     /// Reads nothing any more, of any model.
@@ -194,7 +199,9 @@ impl Bucket {
             match self.consumer.recv().await {
                 Ok(record) => self.take(record),
                 Err(ReadError::Fatal(reason)) => {
-                    return self.shared.fail(format!("records cannot be read any more: {reason}"));
+                    return self
+                        .shared
+                        .fail(format!("records cannot be read any more: {reason}"));
                 }
                 Err(error) => {
                     let text = error.to_string();
@@ -216,13 +223,20 @@ impl Bucket {
         let (Some(model), Some(lane)) = (models.get(&key.0), lanes.get_mut(&key)) else {
             return;
         };
-        let (offset, size) = (record.offset, record.value.as_ref().map_or(0, |value| value.len()));
+        let (offset, size) = (
+            record.offset,
+            record.value.as_ref().map_or(0, |value| value.len()),
+        );
         if !lane.progress.begin(offset) {
             return;
         }
         self.shared.metrics.outstanding.inc();
         let marked = record.headers.has(header::REPEAT);
-        let mut recent = self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = self
+            .shared
+            .recent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let is_new = recent.is_new(&model.name, &record);
         drop(recent);
         lane.bytes += size;
@@ -240,7 +254,9 @@ impl Bucket {
         }
         if let Some(job) = model.start(Job { record, replayed }) {
             let bucket = Arc::clone(self);
-            self.shared.tasks.spawn(async move { bucket.work(&model, job).await });
+            self.shared
+                .tasks
+                .spawn(async move { bucket.work(&model, job).await });
         }
     }
 
@@ -319,7 +335,11 @@ impl Bucket {
             let state = self.state();
             let of = |(key, lane): (&Key, &Lane)| {
                 let model = state.models.get(&key.0)?;
-                Some((key.clone(), lane.progress.position(), Arc::clone(&model.name)))
+                Some((
+                    key.clone(),
+                    lane.progress.position(),
+                    Arc::clone(&model.name),
+                ))
             };
             state.lanes.iter().filter_map(of).collect()
         };

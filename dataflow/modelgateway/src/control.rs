@@ -72,8 +72,8 @@ pub(crate) async fn follow(
             subscriber_name: name.to_owned(),
             is_model_gateway: true,
         };
-        let mut client = SchedulerClient::new(channel.clone())
-            .max_decoding_message_size(usize::MAX);
+        let mut client =
+            SchedulerClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
         let end = match client.subscribe_model_status(request).await {
             Ok(stream) => {
                 tracing::info!("subscribed at the scheduler");
@@ -122,7 +122,11 @@ pub(crate) async fn tell(channel: Channel, name: Arc<str>, mut acks: mpsc::Unbou
 
 async fn tell_one(client: SchedulerClient<Channel>, name: Arc<str>, ack: Ack) {
     let Ack { order, failure } = ack;
-    let op = if order.delete { Done::Delete } else { Done::Create };
+    let op = if order.delete {
+        Done::Delete
+    } else {
+        Done::Create
+    };
     let message = ModelUpdateStatusMessage {
         success: failure.is_none(),
         reason: failure.unwrap_or_default(),
@@ -152,6 +156,9 @@ async fn tell_one(client: SchedulerClient<Channel>, name: Arc<str>, ack: Ack) {
     })
     .await;
     if let Err(status) = told {
-        tracing::warn!(reason = status.message(), "the scheduler does not take an answer");
+        tracing::warn!(
+            reason = status.message(),
+            "the scheduler does not take an answer"
+        );
     }
 }

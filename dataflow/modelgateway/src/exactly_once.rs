@@ -36,7 +36,9 @@ pub(crate) async fn run(bucket: Arc<Bucket>, transactions: Transactions, owner: 
             continue;
         }
         if let Err(error) = write(&bucket, &transactions, &owner, &outgoing, &positions).await {
-            return shared.fail(format!("results cannot be written in transactions: {error}"));
+            return shared.fail(format!(
+                "results cannot be written in transactions: {error}"
+            ));
         }
         bucket.stored(&positions);
     }

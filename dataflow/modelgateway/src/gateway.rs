@@ -83,7 +83,9 @@ impl Gateway {
     async fn create(self: &Arc<Self>, orders: Vec<Order>) {
         let (later, now): (Vec<_>, Vec<_>) = {
             let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-            orders.into_iter().partition(|order| leaving.contains(&order.model))
+            orders
+                .into_iter()
+                .partition(|order| leaving.contains(&order.model))
         };
         for order in later {
             let again = self.again.clone();
@@ -205,7 +207,10 @@ impl Gateway {
         let mut starts = starts.into_iter();
         let owned = models.into_iter().map(|(model, count)| Owned {
             model,
-            partitions: starts.by_ref().take(usize::try_from(count).unwrap_or(0)).collect(),
+            partitions: starts
+                .by_ref()
+                .take(usize::try_from(count).unwrap_or(0))
+                .collect(),
         });
         let owned: Vec<Owned> = owned.collect();
         let number = i64::try_from(owned.len()).unwrap_or(0);
@@ -253,7 +258,9 @@ impl Gateway {
             let done = gateway.leave(&order).await;
             {
                 let leaving = gateway.leaving.lock();
-                leaving.unwrap_or_else(PoisonError::into_inner).remove(&order.model);
+                leaving
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&order.model);
             }
             gateway.acknowledge(order, done);
         });

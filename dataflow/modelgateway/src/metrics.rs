@@ -55,11 +55,7 @@ impl Metrics {
             "Records by model and result",
             metrics.records.clone(),
         );
-        registry.register(
-            "retries",
-            "Requests asked again",
-            metrics.retries.clone(),
-        );
+        registry.register("retries", "Requests asked again", metrics.retries.clone());
         registry.register(
             "infer_seconds",
             "Time a model took, with retries",

@@ -21,11 +21,7 @@ pub struct Options {
     #[arg(long, env = "SELDON_SCHEDULER_HOST", default_value = "0.0.0.0")]
     pub scheduler_host: String,
     /// Its port without TLS.
-    #[arg(
-        long,
-        env = "SELDON_SCHEDULER_PLAINTXT_PORT",
-        default_value_t = 9004
-    )]
+    #[arg(long, env = "SELDON_SCHEDULER_PLAINTXT_PORT", default_value_t = 9004)]
     pub scheduler_plaintxt_port: u16,
     /// Used instead with CONTROL_PLANE_SECURITY_PROTOCOL=SSL.
     #[arg(long, env = "SELDON_SCHEDULER_TLS_PORT", default_value_t = 9044)]
@@ -55,7 +51,11 @@ pub struct Options {
     #[arg(long, env = "MODELGATEWAY_NUM_WORKERS", default_value_t = 64)]
     pub workers: usize,
     /// How long a model may take where the request brings no deadline.
-    #[arg(long, env = "MODELGATEWAY_WORKER_TIMEOUT_MS", default_value_t = 120_000)]
+    #[arg(
+        long,
+        env = "MODELGATEWAY_WORKER_TIMEOUT_MS",
+        default_value_t = 120_000
+    )]
     pub worker_timeout_ms: u64,
     /// Consumer groups that models are spread over; each costs a Kafka client.
     #[arg(long, env = "MODELGATEWAY_MAX_NUM_CONSUMERS", default_value_t = 1)]

@@ -10,7 +10,12 @@ use crate::{
 };
 
 /// The result of a model.
-pub(crate) fn result(model: &Model, job: &Job, answer: Answer, span: Option<&RequestSpan>) -> Outgoing {
+pub(crate) fn result(
+    model: &Model,
+    job: &Job,
+    answer: Answer,
+    span: Option<&RequestSpan>,
+) -> Outgoing {
     let mut headers = common(job, span);
     for (name, value) in &answer.headers {
         let name = name.as_str();

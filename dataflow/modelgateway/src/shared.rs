@@ -5,7 +5,9 @@ use seldon_kafka::{Admin, Producer, Settings};
 use seldon_records::Names;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Options, ask::Asker, metrics::Metrics, model::Target, options::Guarantee, recent::Recent};
+use crate::{
+    Options, ask::Asker, metrics::Metrics, model::Target, options::Guarantee, recent::Recent,
+};
 
 pub(crate) struct Shared {
     pub(crate) options: Options,

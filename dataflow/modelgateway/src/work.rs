@@ -112,7 +112,10 @@ impl Bucket {
             Ok(left) if left > 0 => Ok(now + Duration::from_millis(left)),
             _ => Err(Failure::new(
                 Code::DeadlineExceeded,
-                format!("the time of the request was over before model {} was asked", model.name),
+                format!(
+                    "the time of the request was over before model {} was asked",
+                    model.name
+                ),
             )),
         }
     }
@@ -139,7 +142,8 @@ impl Bucket {
                 }
                 error if error.is_retryable() => {}
                 error => {
-                    self.shared.fail(format!("results cannot be written: {error}"));
+                    self.shared
+                        .fail(format!("results cannot be written: {error}"));
                     return false;
                 }
             }

@@ -24,7 +24,11 @@ impl Scene {
         let broker = Broker::start(Config::default()).await.unwrap();
         let settings = Settings::local(&broker.bootstrap());
         let admin = Admin::new(&settings).unwrap();
-        Self { settings, admin, broker }
+        Self {
+            settings,
+            admin,
+            broker,
+        }
     }
 
     async fn topic(&self, name: &str) -> Arc<str> {
@@ -34,7 +38,9 @@ impl Scene {
 
     fn reader(&self, topic: &Arc<str>, position: Position, committed_only: bool) -> Consumer {
         let consumer = Consumer::new(&self.settings, "g", committed_only).unwrap();
-        consumer.assign(&[(Arc::clone(topic), 0, position)]).unwrap();
+        consumer
+            .assign(&[(Arc::clone(topic), 0, position)])
+            .unwrap();
         consumer
     }
 }
@@ -72,12 +78,23 @@ async fn records_go_round_with_all_they_have_and_positions_hold() {
     let topic = scene.topic("t").await;
     let producer = Producer::new(&scene.settings).unwrap();
     let headers: Headers = [("a", "1"), ("a", "2"), ("b", "")].into_iter().collect();
-    let full = Outgoing { headers: headers.clone(), ..outgoing(&topic, "v0") };
+    let full = Outgoing {
+        headers: headers.clone(),
+        ..outgoing(&topic, "v0")
+    };
     assert_eq!(producer.send(full).await.unwrap(), (0, 0));
-    let bare = Outgoing { key: None, value: None, ..outgoing(&topic, "") };
+    let bare = Outgoing {
+        key: None,
+        value: None,
+        ..outgoing(&topic, "")
+    };
     producer.send(bare).await.unwrap();
     let deliveries: Vec<_> = (2..100)
-        .map(|n| producer.enqueue(outgoing(&topic, &format!("v{n}"))).unwrap())
+        .map(|n| {
+            producer
+                .enqueue(outgoing(&topic, &format!("v{n}")))
+                .unwrap()
+        })
         .collect();
     for (delivery, offset) in deliveries.into_iter().zip(2..) {
         assert_eq!(delivery.await.unwrap(), (0, offset));
@@ -100,7 +117,11 @@ async fn records_go_round_with_all_they_have_and_positions_hold() {
     reader.resume(&partition);
     assert_eq!(next(&reader).await.offset, 11);
     reader.unassign(&partition).unwrap();
-    assert!(timeout(Duration::from_millis(300), reader.recv()).await.is_err());
+    assert!(
+        timeout(Duration::from_millis(300), reader.recv())
+            .await
+            .is_err()
+    );
 
     assert_eq!(reader.watermarks(&topic, 0).await.unwrap(), (0, 100));
     assert_eq!(reader.ends(&partition).await.unwrap(), [100]);
@@ -134,7 +155,10 @@ async fn transactions_are_seen_whole_or_not_and_a_successor_fences() {
     let delivery = transactions.enqueue(outgoing(&topic, "committed")).unwrap();
     delivery.await.unwrap();
     let position = [(Arc::clone(&inputs), 0, 7)];
-    transactions.offsets_of(&reader, &position, "x").await.unwrap();
+    transactions
+        .offsets_of(&reader, &position, "x")
+        .await
+        .unwrap();
     let start = Instant::now();
     transactions.commit().await.unwrap();
     eprintln!("commit took {:?}", start.elapsed());
@@ -143,12 +167,16 @@ async fn transactions_are_seen_whole_or_not_and_a_successor_fences() {
     assert_eq!(committed, [Some((7, "x".to_owned()))]);
 
     transactions.begin().unwrap();
-    let delivery = transactions.enqueue(outgoing(&topic, "of the former")).unwrap();
+    let delivery = transactions
+        .enqueue(outgoing(&topic, "of the former"))
+        .unwrap();
     delivery.await.unwrap();
     let successor = Transactions::new(&scene.settings, "x").await.unwrap();
     assert_eq!(transactions.commit().await, Err(SendError::Fenced));
     successor.begin().unwrap();
-    let delivery = successor.enqueue(outgoing(&topic, "of the successor")).unwrap();
+    let delivery = successor
+        .enqueue(outgoing(&topic, "of the successor"))
+        .unwrap();
     delivery.await.unwrap();
     successor.commit().await.unwrap();
     assert_eq!(value(&next(&reader).await), "of the successor");
@@ -157,13 +185,22 @@ async fn transactions_are_seen_whole_or_not_and_a_successor_fences() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_topics_are_made_at_once_and_can_be_used() {
     let scene = Scene::new().await;
-    let topics: Vec<String> = (0..500).map(|n| format!("t{n}")).collect();
+    let topics: Vec<String> = (0..500)
+        .map(|n| format!("seldon.default.model.m{n}.inputs"))
+        .collect();
     let start = Instant::now();
     scene.admin.create(&topics, false).await.unwrap();
     scene.admin.create(&topics, false).await.unwrap();
     eprintln!("500 topics took {:?}", start.elapsed());
     assert_eq!(scene.admin.topics().await.unwrap().len(), 500);
-    assert_eq!(scene.admin.partitions("t499").await.unwrap(), Some(1));
+    assert_eq!(
+        scene
+            .admin
+            .partitions("seldon.default.model.m499.inputs")
+            .await
+            .unwrap(),
+        Some(1)
+    );
     assert_eq!(scene.admin.partitions("none").await.unwrap(), None);
 
     let consumer = Consumer::new(&scene.settings, "g", false).unwrap();
