@@ -31,6 +31,8 @@ pub fn differences(rule: Rule, expected: &Value, actual: &Value) -> Vec<String> 
 
 /// Keys that hold an id: each run has another.
 const IDS: [&str; 2] = ["id", "inference_id"];
+/// Keys whose text is another in each run, and short ids.
+const OTHERS: [&str; 2] = ["uid", "lastChangeTimestamp"];
 
 fn compare(rule: Rule, path: &str, expected: &Value, actual: &Value, found: &mut Vec<String>) {
     match (expected, actual) {
@@ -42,6 +44,11 @@ fn compare(rule: Rule, path: &str, expected: &Value, actual: &Value, found: &mut
                     Some(id) if IDS.contains(&key.as_str()) => {
                         if !id.as_str().is_some_and(is_uuid) {
                             found.push(format!("{path} is {id}, not a uuid"));
+                        }
+                    }
+                    Some(text) if OTHERS.contains(&key.as_str()) => {
+                        if text.as_str().is_none_or(str::is_empty) {
+                            found.push(format!("{path} is {text}, not a text"));
                         }
                     }
                     Some(other) => compare(rule, &path, value, other, found),
@@ -58,6 +65,8 @@ fn compare(rule: Rule, path: &str, expected: &Value, actual: &Value, found: &mut
             }
         }
         _ if expected == actual => {}
+        // 10 and 10.0 are one number.
+        (Value::Number(wanted), Value::Number(given)) if wanted.as_f64() == given.as_f64() => {}
         _ => found.push(format!("{path} is {actual}, documented is {expected}")),
     }
 }

@@ -14,8 +14,26 @@ pub const CASES: &[Case] = &[
     ("documented::p1_chain", |running| {
         play(running, include_str!("../../expected/P1.txt"))
     }),
+    ("documented::p2_tensors_of_steps", |running| {
+        play(running, include_str!("../../expected/P2.txt"))
+    }),
+    ("documented::p3_join", |running| {
+        play(running, include_str!("../../expected/P3.txt"))
+    }),
     ("documented::p4_conditional", |running| {
         play(running, include_str!("../../expected/P4.txt"))
+    }),
+    ("documented::p5_tensors_of_the_request", |running| {
+        play(running, include_str!("../../expected/P5.txt"))
+    }),
+    ("documented::p6_trigger_joins", |running| {
+        play(running, include_str!("../../expected/P6.txt"))
+    }),
+    ("documented::l17_pandas_query", |running| {
+        play(running, include_str!("../../expected/L17.txt"))
+    }),
+    ("documented::l18_cycle", |running| {
+        play(running, include_str!("../../expected/L18.txt"))
     }),
 ];
 
