@@ -43,26 +43,32 @@ struct Triton {
 
 impl Triton {
     fn start(program: &Path, models: &Path, ports: [u16; 3]) -> Self {
-        use std::os::unix::process::CommandExt;
         std::fs::create_dir_all(models).unwrap();
-        let child = Command::new(program)
+        Self {
+            child: Self::spawn(program, models, ports),
+            program: program.to_owned(),
+            models: models.to_owned(),
+            ports,
+        }
+    }
+
+    fn spawn(program: &Path, models: &Path, ports: [u16; 3]) -> Child {
+        use std::os::unix::process::CommandExt;
+        Command::new(program)
             .arg(format!("--model-repository={}", models.display()))
             .arg("--model-control-mode=explicit")
             .arg(format!("--http-port={}", ports[0]))
             .arg(format!("--grpc-port={}", ports[1]))
             .arg(format!("--metrics-port={}", ports[2]))
+            .arg(format!(
+                "--backend-config=python,shm-region-prefix-name={}",
+                shared()
+            ))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .unwrap();
-        let (program, models) = (program.to_owned(), models.to_owned());
-        Self {
-            child,
-            program,
-            models,
-            ports,
-        }
+            .unwrap()
     }
 
     /// `kill -9` of the server and its models' processes.
@@ -73,7 +79,7 @@ impl Triton {
     }
 
     fn restart(&mut self) {
-        *self = Self::start(&self.program, &self.models, self.ports);
+        self.child = Self::spawn(&self.program, &self.models, self.ports);
     }
 }
 
@@ -82,7 +88,21 @@ impl Drop for Triton {
         if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             self.kill();
         }
+        // A killed one leaves its shared memory.
+        for entry in std::fs::read_dir("/dev/shm")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if entry.file_name().to_string_lossy().starts_with(&shared()) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
+}
+
+fn shared() -> String {
+    format!("seldon-test-{}-", std::process::id())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -167,6 +167,7 @@ impl Config {
             env: BTreeMap::from([(RUN_VARIABLE.to_owned(), self.run_dir.display().to_string())]),
             folder,
             log: self.log(component),
+            shared_memory: None,
         };
         match component {
             Component::Scheduler => self.scheduler(&mut launch)?,

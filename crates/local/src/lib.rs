@@ -34,7 +34,7 @@ pub use counts::Counts;
 pub use nix::sys::signal::Signal;
 pub use parts::{Parts, make_artefacts};
 pub use ports::{
-    BrokerPorts, EnginePorts, EnvoyPorts, FirstPorts, ModelGatewayPorts, PipelineGatewayPorts, Ports,
-    ReplicaPorts, Reservation, SchedulerPorts, TritonPorts,
+    BrokerPorts, EnginePorts, EnvoyPorts, FirstPorts, ModelGatewayPorts, PipelineGatewayPorts,
+    Ports, ReplicaPorts, Reservation, SchedulerPorts, TritonPorts,
 };
 pub use system::System;

@@ -27,6 +27,8 @@ pub(crate) struct Launch {
     /// Its own folder, where it runs.
     pub(crate) folder: PathBuf,
     pub(crate) log: PathBuf,
+    /// What its files in shared memory begin with; those that it leaves are removed.
+    pub(crate) shared_memory: Option<String>,
 }
 
 /// A running child, the leader of its own process group. Dropped, it and its group are killed.
@@ -44,7 +46,8 @@ impl Process {
         let child = spawn(command(launch)?).with_context(|| format!("cannot start {name}"))?;
         let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id is positive")?);
         let (exited, exit) = watch::channel(None);
-        std::thread::spawn(move || reap(child, pid, &exited));
+        let shared = launch.shared_memory.clone();
+        std::thread::spawn(move || reap(child, pid, shared.as_deref(), &exited));
         Ok(Self { pid, exit })
     }
 
@@ -99,11 +102,33 @@ impl Drop for Process {
     }
 }
 
-fn reap(mut child: Child, pid: Pid, exited: &watch::Sender<Option<ExitStatus>>) {
+fn reap(
+    mut child: Child,
+    pid: Pid,
+    shared: Option<&str>,
+    exited: &watch::Sender<Option<ExitStatus>>,
+) {
     let status = child.wait();
     // What the process has started (an agent's rclone) goes with it, or it would keep its ports.
     let _ = killpg(pid, Signal::SIGKILL);
+    if let Some(prefix) = shared {
+        remove_shared_memory(prefix);
+    }
     exited.send_replace(Some(status.unwrap_or_default()));
+}
+
+/// Removes files of shared memory, which outlive the processes that made them.
+pub(crate) fn remove_shared_memory(prefix: &str) {
+    let entries = std::fs::read_dir("/dev/shm")
+        .into_iter()
+        .flatten()
+        .flatten();
+    for entry in entries {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            // Another user's of the same name is not ours to remove, and no harm.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn command(launch: &Launch) -> Result<Command> {
@@ -179,6 +204,7 @@ mod tests {
             env: BTreeMap::new(),
             folder: folder.to_owned(),
             log: folder.join("log"),
+            shared_memory: None,
         }
     }
 

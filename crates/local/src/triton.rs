@@ -1,14 +1,13 @@
 //! How Triton is started.
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use crate::component::Component;
 use crate::config::{Config, flags};
 use crate::ports::ReplicaPorts;
-use crate::process::Launch;
+use crate::process::{Launch, remove_shared_memory};
 
 impl Config {
     /// The number of the agent beside a Triton.
@@ -32,7 +31,9 @@ impl Config {
         let models = self.folder(self.agent_of_triton(index)).join("models");
         fs::create_dir_all(&models)?;
         let shared = self.shared_memory(index);
-        remove_shared_memory(Path::new("/dev/shm"), &shared);
+        // One that was killed together with its parent has left it.
+        remove_shared_memory(&shared);
+        launch.shared_memory = Some(shared.clone());
         launch.program.clone_from(&self.parts.triton);
         launch.args = flags(&[
             ("model-repository", &models.display()),
@@ -61,16 +62,5 @@ impl Config {
             "seldon-triton-{}-",
             ports.map_or(0, |ports| ports.server_grpc)
         )
-    }
-}
-
-/// Removes what a killed Triton has left, which nothing else does.
-fn remove_shared_memory(folder: &Path, prefix: &str) {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for entry in entries {
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            // Another user's of the same name is not ours to remove, and no harm.
-            let _ = fs::remove_file(entry.path());
-        }
     }
 }
