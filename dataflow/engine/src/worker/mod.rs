@@ -186,19 +186,20 @@ impl Worker {
                 _ = period.tick() => self.period(),
                 () = tokio::time::sleep(until_due), if due.is_some() => self.tick(),
                 record = consumer.recv(), if room => {
-                    let mut next = Some(record);
-                    for _ in 0..TURN {
-                        match next.take() {
-                            Some(Ok(record)) => self.take(record),
-                            Some(Err(ReadError::Fatal(reason))) => return Ended::Broken(reason),
-                            Some(Err(error)) => {
+                    let (mut next, mut left) = (Some(record), TURN);
+                    while let Some(record) = next.take() {
+                        match record {
+                            Ok(record) => self.take(record),
+                            Err(ReadError::Fatal(reason)) => return Ended::Broken(reason),
+                            Err(error) => {
                                 tracing::debug!(%error, "reading goes on later");
                                 tokio::time::sleep(Duration::from_millis(20)).await;
                                 break;
                             }
-                            None => break,
                         }
-                        if self.writer.has_room() {
+                        left -= 1;
+                        // What is taken from the consumer here must be handled: it does not come again.
+                        if left > 0 && self.writer.has_room() {
                             next = consumer.recv().now_or_never();
                         }
                     }
