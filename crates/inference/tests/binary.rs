@@ -123,6 +123,28 @@ fn outputs_are_binary_where_wanted_and_keys_have_their_order() {
     }
 }
 
+/// Of two shortest spellings of one single either will do: numbers as singles.
+fn rounded(value: Value) -> Value {
+    match value {
+        Value::Array(items) => items.into_iter().map(rounded).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(k, v)| (k, rounded(v))).collect(),
+        Value::Number(number) if number.is_f64() => json!(number.as_f64().map(|n| n as f32)),
+        other => other,
+    }
+}
+
+fn same(response: &ModelInferResponse) {
+    let (quick, tree) = (
+        written(response),
+        response_to_json(response).expect("written"),
+    );
+    assert_eq!(
+        quick["outputs"][7], tree["outputs"][7],
+        "doubles to the last digit"
+    );
+    assert_eq!(rounded(quick), rounded(tree));
+}
+
 proptest! {
     #[test]
     fn the_quick_writer_writes_the_same(
@@ -138,9 +160,9 @@ proptest! {
         for datatype in ["BOOL", "UINT16", "UINT64", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"] {
             response.outputs.push(output(datatype, all.clone()));
         }
-        prop_assert_eq!(written(&response), response_to_json(&response).expect("written"));
+        same(&response);
         pack_response(&mut response).expect("packed");
-        prop_assert_eq!(written(&response), response_to_json(&response).expect("written"));
+        same(&response);
     }
 
     #[test]

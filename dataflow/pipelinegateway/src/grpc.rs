@@ -25,7 +25,7 @@ use crate::{
     failure::Failure,
     gateway::{self, Gateway, Permit},
     headers,
-    metrics::Method,
+    metrics::{self, Method},
     target::{Target, Unnamed},
 };
 
@@ -135,9 +135,7 @@ async fn model_infer(
     let code = answered
         .as_ref()
         .map_or_else(|failure| failure.grpc, |_| tonic::Code::Ok);
-    permit
-        .exchange
-        .finish(format!("{code:?}").replace("Cancelled", "Canceled"));
+    permit.exchange.finish(metrics::grpc_code(code));
     let (record, value) = answered.map_err(failed)?;
     let mut answer = headers::of_answer(&record);
     answer

@@ -48,7 +48,8 @@ pub(crate) fn of_request(fields: &HeaderMap, request_id: &str) -> Headers {
     headers
 }
 
-/// The headers of an answer: the key as `x-request-id`, all other `x-*`, the routes of all steps in one.
+/// The headers of an answer: the key as `x-request-id`, all other `x-*`, the routes of all steps in one. The pipeline's
+/// own route is left to Envoy, which adds it: a client that sends its routes back would have it twice.
 pub(crate) fn of_answer(record: &Record) -> HeaderMap {
     let mut fields = HeaderMap::new();
     for (name, value) in record.headers.iter() {
@@ -64,7 +65,12 @@ pub(crate) fn of_answer(record: &Record) -> HeaderMap {
     }
     let all = record.headers.iter();
     let values = all.filter(|(name, _)| *name == header::ROUTE);
-    let routes = routes(values.map(|(_, value)| &value[..]));
+    let mut routes = routes(values.map(|(_, value)| &value[..]));
+    if let Some(pipeline) = record.headers.text(header::PIPELINE) {
+        let own = format!(":{pipeline}.pipeline:");
+        let others: Vec<&str> = routes.split(' ').filter(|route| *route != own).collect();
+        routes = others.join(" ");
+    }
     if let (false, Ok(routes)) = (routes.is_empty(), HeaderValue::from_str(&routes)) {
         fields.insert(ROUTE, routes);
     }

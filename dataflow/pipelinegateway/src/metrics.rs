@@ -50,6 +50,15 @@ impl Method {
     }
 }
 
+/// A code as the documented metrics spell it.
+pub(crate) fn grpc_code(code: tonic::Code) -> String {
+    match code {
+        tonic::Code::Ok => "OK".to_owned(),
+        tonic::Code::Cancelled => "Canceled".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
 impl Metrics {
     /// Registers every family.
     pub(crate) fn new(registry: &mut Registry) -> Arc<Self> {
