@@ -176,6 +176,7 @@ impl RealKafka {
             env: BTreeMap::new(),
             folder: self.folder.path().to_owned(),
             log: log.clone(),
+            shared_memory: None,
         };
         let process = Process::start(&launch)?;
         let start = Instant::now();
