@@ -57,7 +57,9 @@ pub fn open(input: &Arc<Input>, topic: Option<&Topic>) -> Result<Vec<Arrival>, V
         (Ok(Some(members)), Ok(message)) => {
             let counts: Vec<usize> = members.iter().map(|member| member.rows).collect();
             let Some(parts) = rows::split(&message, &counts) else {
-                let total: usize = counts.iter().sum();
+                let total = counts
+                    .iter()
+                    .fold(0_usize, |sum, rows| sum.saturating_add(*rows));
                 let text = format!(
                     "step {:?} answered a batch of {total} rows with tensors that have another first dimension, so \
                      that the rows cannot be told apart: remove batch from the step, or let its model keep the rows",

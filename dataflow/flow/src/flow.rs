@@ -319,6 +319,11 @@ impl Flow {
                     headers.set(name, value.clone());
                 }
             }
+            if !headers.has(header::ERROR) {
+                write::mark_error(&mut headers, &self.pipeline, 500);
+            }
+            let pipeline = self.pipeline.as_bytes();
+            headers.set(header::PIPELINE, bytes::Bytes::copy_from_slice(pipeline));
             if input.replayed || record.headers.has(header::REPEAT) {
                 headers.set(header::REPEAT, "1");
             }
