@@ -46,7 +46,7 @@ impl Admin {
     pub async fn create(&self, topics: &[String], compacted: bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let mut missing: Vec<String> = self.invisible(topics, deadline).await?;
-        for _ in 0.. {
+        loop {
             if missing.is_empty() {
                 return Ok(());
             }
@@ -64,7 +64,6 @@ impl Admin {
                 );
             }
         }
-        Ok(())
     }
 
     /// Asks for topics; returns a problem that may pass, fails on one that will not.

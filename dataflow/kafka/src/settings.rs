@@ -35,6 +35,7 @@ const PRODUCER: &[(&str, &str)] = &[
     ("partitioner", "murmur2_random"),
     ("sticky.partitioning.linger.ms", "0"),
     ("retry.backoff.max.ms", "500"),
+    ("topic.metadata.propagation.max.ms", "5000"),
 ];
 
 /// A fetch waits at most 100 ms at the broker, since what else is asked of the broker waits behind it. Where a position

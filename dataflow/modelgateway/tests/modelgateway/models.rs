@@ -25,6 +25,15 @@ macro_rules! models {
 ($($name:ident($request:ty) -> $answer:ty;)*) => {
 #[tonic::async_trait]
 impl GrpcInferenceService for Models {
+            type ModelStreamInferStream = tokio_stream::Empty<Result<ModelInferResponse, Status>>;
+
+            async fn model_stream_infer(
+                &self,
+                _: Request<tonic::Streaming<ModelInferRequest>>,
+            ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+                Err(Status::unimplemented(""))
+            }
+
     async fn model_infer(
         &self,
         request: Request<ModelInferRequest>,

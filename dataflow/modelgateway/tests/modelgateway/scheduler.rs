@@ -8,7 +8,10 @@ use std::{
 };
 
 use seldon_grpc::scheduler::scheduler_server::{Scheduler as Service, SchedulerServer};
-use seldon_proto::{chainer::*, scheduler::*};
+use seldon_proto::{
+    chainer::{PipelineUpdateStatusMessage, PipelineUpdateStatusResponse},
+    scheduler::*,
+};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::{Stream, wrappers::UnboundedReceiverStream};
 use tonic::{Request, Response, Status};
