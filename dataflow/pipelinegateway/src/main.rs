@@ -1,5 +1,5 @@
 //! `seldon-pipelinegateway`: see `seldon-pipelinegateway --help`.
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use clap::Parser;
 use seldon_kafka::Settings;
@@ -7,8 +7,15 @@ use seldon_pipelinegateway::{Listeners, Options};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let ended = runtime.block_on(serve());
+    // A question to a broker that is away ends only with its own time limit: the end does not wait for it.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn serve() -> anyhow::Result<()> {
     let options = Options::parse();
     let tracing_config = Some(options.tracing_config_path.as_str()).filter(|path| !path.is_empty());
     let _telemetry = seldon_telemetry::init(

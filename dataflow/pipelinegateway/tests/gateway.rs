@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::Request;
 use seldon_inference::request_from_json;
 use seldon_proto::inference::*;
-use seldon_records::{Headers, Outgoing, header};
+use seldon_records::{Headers, Outgoing, Record, header};
 use serde_json::{Value, json};
 use support::{PATIENCE, Scene, pipeline};
 use tonic::Code;
@@ -525,6 +525,17 @@ type Client = hyper_util::client::legacy::Client<
     http_body_util::Full<Bytes>,
 >;
 
+/// What answers a request of the pipeline that hangs.
+fn answer(scene: &Scene, record: &Record) -> Outgoing {
+    Outgoing {
+        topic: scene.names.pipeline_outputs("hang").into(),
+        partition: Some(record.partition),
+        key: record.key.clone(),
+        value: record.value.clone(),
+        headers: record.headers.clone(),
+    }
+}
+
 /// A call to the pipeline that hangs; its status.
 async fn call(client: Client, http: std::net::SocketAddr) -> u16 {
     let request = Request::post(format!("http://{http}/v2/pipelines/hang/infer"));
@@ -561,36 +572,42 @@ async fn a_pipeline_that_leaves_and_a_stop_let_requests_finish() {
     let gone = scene.until("404", gone).await;
     assert_eq!(gone.fields["x-seldon-absent"], "1");
     assert!(scene.try_ack().is_none(), "a request is still in flight");
-    let answer = Outgoing {
-        topic: scene.names.pipeline_outputs("hang").into(),
-        partition: Some(record.partition),
-        key: record.key.clone(),
-        value: record.value.clone(),
-        headers: record.headers.clone(),
-    };
-    scene.producer.send(answer).await.unwrap();
+    scene.producer.send(answer(&scene, &record)).await.unwrap();
     assert_eq!(waiting.await.unwrap(), 200);
     assert!(scene.ack().await.success);
 
     // The same with the whole gateway: what is in flight ends, what is new is refused.
     scene.create(&pipeline("hang", 3)).await;
     let waiting = tokio::spawn(call(client, http));
-    while scene.saw().await.topic != record.topic {}
+    let record = loop {
+        let seen = scene.saw().await;
+        // Not one of the calls that asked whether the pipeline is gone.
+        if seen.topic == record.topic && !seen.headers.has("x-envoy-expected-rq-timeout-ms") {
+            break seen;
+        }
+    };
     let mut client = scene.rpc(scene.grpc).await;
     scene.stop.cancel();
-    let refused = async || match client.model_infer(request("echo.pipeline")).await {
-        Err(error) => Some(error),
-        Ok(_) => None,
-    };
+    let refused = async || client.model_infer(request("echo.pipeline")).await.err();
     let refused = scene.until("a refusal", refused).await;
-    assert_eq!(refused.code(), Code::Unavailable);
-    let status = tokio::time::timeout(PATIENCE, waiting);
-    assert_ne!(status.await.unwrap().unwrap_or(0), 404);
+    // Ours, or the client's own: its connection was closed, and there is nobody to connect to.
+    let closed = std::error::Error::source(&refused).is_some();
+    assert!(refused.code() == Code::Unavailable || closed, "{refused:?}");
+    scene.producer.send(answer(&scene, &record)).await.unwrap();
+    let status = tokio::time::timeout(PATIENCE, waiting).await;
+    assert_eq!(status.expect("in time").unwrap(), 200);
     scene.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_is_away_is_told_in_time() {
+#[test]
+fn a_broker_that_is_away_is_told_in_time() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(without_broker());
+    // As the process does: questions to the broker that are under way are not waited for.
+    runtime.shutdown_background();
+}
+
+async fn without_broker() {
     let mut scene = Scene::new(&["--produce-timeout-ms", "300"]).await;
     scene.create(&pipeline("echo", 1)).await;
     assert_eq!(
