@@ -288,6 +288,16 @@ async fn envoys_and_decisions_are_told() {
         ran.out.contains("\"acknowledgedGeneration\":\"7\""),
         "{ran:?}"
     );
+    let ran = bench.run(&["explain", "pipeline", "tfsimples"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for part in [
+        "tfsimples version 1",
+        "tfsimples.inputs",
+        "dataflow-engine-0",
+        "no route leads to it",
+    ] {
+        assert!(ran.out.contains(part), "{part} in\n{}", ran.out);
+    }
     let ran = bench.run(&["explain", "model", "iris"]).await;
     for part in [
         "iris is ScheduleFailed: no server fits",

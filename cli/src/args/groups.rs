@@ -101,6 +101,13 @@ pub(crate) enum ExplainCommand {
         #[command(flatten)]
         common: Introspection,
     },
+    /// Tell why a pipeline is, or is not, ready: its steps, who works for it, and what it waits for
+    Pipeline {
+        /// Name of the pipeline
+        name: String,
+        #[command(flatten)]
+        common: Introspection,
+    },
     /// Tell where a request would go: who may answer, with what chance, and by which rule
     Route {
         /// What the request would put into seldon-model: a model, `<pipeline>.pipeline` or `<experiment>.experiment`

@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use seldon_grpc::introspect::introspect_client::IntrospectClient;
 use seldon_inference::to_protojson_value;
-use seldon_proto::introspect::{ExplainModelRequest, ExplainModelResponse, ExplainRouteRequest};
+use seldon_proto::introspect::{
+    ExplainModelRequest, ExplainModelResponse, ExplainPipelineRequest, ExplainRouteRequest,
+};
 
-use super::{explain_route, session::failed};
+use super::{explain_pipeline, explain_route, session::failed};
 use crate::{
     args::{ExplainCommand, Introspection},
     connect,
@@ -17,6 +19,7 @@ use crate::{
 pub(crate) async fn run(command: ExplainCommand) -> Result<()> {
     match command {
         ExplainCommand::Model { name, common } => model(name, &common).await,
+        ExplainCommand::Pipeline { name, common } => pipeline(name, &common).await,
         ExplainCommand::Route {
             name,
             header,
@@ -36,6 +39,23 @@ async fn route_of(request: ExplainRouteRequest, common: &Introspection) -> Resul
     output::answer(
         &to_protojson_value(&answer)?,
         || explain_route::text(&answer),
+        common.display.output,
+        Format::Table,
+    )
+}
+
+async fn pipeline(name: String, common: &Introspection) -> Result<()> {
+    let (channel, address) = connect::scheduler(&common.host).await?;
+    let mut client = IntrospectClient::new(channel);
+    let request = ExplainPipelineRequest { pipeline: name };
+    let answer = client
+        .explain_pipeline(request)
+        .await
+        .map_err(|status| failed(&address, status))?
+        .into_inner();
+    output::answer(
+        &to_protojson_value(&answer)?,
+        || explain_pipeline::text(&answer),
         common.display.output,
         Format::Table,
     )

@@ -3,6 +3,7 @@ mod bars;
 pub(crate) mod experiment;
 mod experiment_page;
 pub(crate) mod explain;
+mod explain_pipeline;
 mod explain_route;
 pub(crate) mod files;
 mod inspect;

@@ -37,9 +37,10 @@ pub(crate) async fn model(args: Infer) -> Result<()> {
     run(args, "").await
 }
 
-/// Asks a pipeline.
+/// Asks a pipeline, or an experiment over pipelines by its own name.
 pub(crate) async fn pipeline(args: Infer) -> Result<()> {
-    run(args, ".pipeline").await
+    let experiment = args.name.ends_with(".experiment");
+    run(args, if experiment { "" } else { ".pipeline" }).await
 }
 
 /// Prints what a model takes and gives.
@@ -215,10 +216,10 @@ async fn many(asker: &mut Asker, routes: &mut Routes, flags: &InferFlags) -> Res
     output::line(format_args!("Errors: {}", output::go_map(&errors)))
 }
 
-/// Routes in an answer: one a header, or several with commas between.
+/// Routes in an answer: one a header, or several with commas or spaces between.
 fn routes<'a>(values: impl Iterator<Item = &'a str>) -> Vec<String> {
     values
-        .flat_map(|value| value.split(','))
+        .flat_map(|value| value.split([',', ' ']))
         .map(|route| route.trim().to_owned())
         .filter(|route| !route.is_empty())
         .collect()

@@ -339,6 +339,35 @@ impl Introspect for Fake {
         }
     }
 
+    async fn explain_pipeline(
+        &self,
+        request: tonic::Request<intro::ExplainPipelineRequest>,
+    ) -> Answer<intro::ExplainPipelineResponse> {
+        let step = intro::StepVerdict {
+            step: "tfsimple1".to_owned(),
+            model_state: "ModelAvailable".to_owned(),
+            gateway: "modelgateway-0".to_owned(),
+            ..Default::default()
+        };
+        let worker = intro::WorkerVerdict {
+            kind: "engine".to_owned(),
+            name: "dataflow-engine-0".to_owned(),
+            connected: true,
+            version: 1,
+            state: "ready".to_owned(),
+        };
+        Ok(tonic::Response::new(intro::ExplainPipelineResponse {
+            pipeline: request.into_inner().pipeline,
+            version: 1,
+            state: "PipelineReady".to_owned(),
+            reason: "created pipeline: 1/1 ready".to_owned(),
+            gateway_state: "PipelineCreating".to_owned(),
+            steps: vec![step],
+            workers: vec![worker],
+            ..Default::default()
+        }))
+    }
+
     async fn explain_route(
         &self,
         request: tonic::Request<intro::ExplainRouteRequest>,

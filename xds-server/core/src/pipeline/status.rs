@@ -115,7 +115,7 @@ fn engine_status(
     if tasks().any(Task::ready) {
         let mut reason = format!("created pipeline: {}", version.engines.counts());
         for (at, fault) in lacking.iter().take(MOST_NAMED).enumerate() {
-            reason.push_str(if at == 0 { "; waits for " } else { ", " });
+            reason.push_str(if at == 0 { "; not ready: " } else { ", " });
             reason.push_str(fault);
         }
         return (PipelineReady, reason);

@@ -1,5 +1,6 @@
 //! What the scheduler did and why.
 mod experiment;
+mod pipeline;
 mod route;
 
 use seldon_ads::{Engine, EnvoyStatus};
@@ -60,6 +61,24 @@ impl Introspect for Introspection {
             explanation.envoys_connected,
         ) = acknowledged(&envoys, explanation.route_generation);
         Ok(Response::new(explanation))
+    }
+
+    async fn explain_pipeline(
+        &self,
+        request: Request<ExplainPipelineRequest>,
+    ) -> Result<Response<ExplainPipelineResponse>, Status> {
+        let name = request.into_inner().pipeline;
+        let asked = name.clone();
+        let explanation = self
+            .writer
+            .read(move |state, _| state.explain_pipeline(&asked));
+        let Some(explanation) = explanation.await? else {
+            let unknown = format!("pipeline {name} is not known");
+            return Err(Status::failed_precondition(unknown));
+        };
+        let generation = explanation.route_generation;
+        let counts = acknowledged(&self.engine.envoys(), generation);
+        Ok(Response::new(pipeline::explained(explanation, counts)))
     }
 
     async fn explain_experiment(
