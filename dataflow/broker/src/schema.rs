@@ -110,8 +110,11 @@ fn inside(shape: &[u8]) -> (&[u8], &[u8]) {
     (shape, &[])
 }
 
+/// Tells by a version and a bound whether a field is there.
+type Condition = fn(i16, i16) -> bool;
+
 /// Reads a condition on the version off a shape.
-fn condition(shape: &[u8]) -> (fn(i16, i16) -> bool, i16, &[u8]) {
+fn condition(shape: &[u8]) -> (Condition, i16, &[u8]) {
     let at_least: fn(i16, i16) -> bool = |version, limit| version >= limit;
     let at_most: fn(i16, i16) -> bool = |version, limit| version <= limit;
     let number = |digit: u8| char::from(digit).to_digit(16).unwrap_or(0) as i16;

@@ -91,9 +91,12 @@ pub enum News {
 #[derive(Clone, Default)]
 pub struct Ledger(Arc<Mutex<Inner>>);
 
+/// What is known of each partition of a topic.
+type Entries = HashMap<(Arc<str>, i32), Entry>;
+
 #[derive(Default)]
 struct Inner {
-    pipelines: HashMap<Arc<str>, HashMap<(Arc<str>, i32), Entry>>,
+    pipelines: HashMap<Arc<str>, Entries>,
     waiting: HashMap<String, oneshot::Sender<()>>,
     number: u64,
 }

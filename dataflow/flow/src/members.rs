@@ -23,7 +23,7 @@ pub fn write_members(members: &[Member]) -> Bytes {
             .iter()
             .map(|(name, value)| json!([name, text(value)]));
         json!({
-            "key": member.key.as_ref().map_or(Value::Null, |key| text(key)),
+            "key": member.key.as_ref().map_or(Value::Null, text),
             "rows": member.rows,
             "headers": headers.collect::<Vec<_>>(),
         })

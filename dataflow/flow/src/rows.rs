@@ -175,7 +175,7 @@ fn elements(contents: &InferTensorContents, from: usize, to: usize) -> InferTens
 
 fn raw_len(datatype: Datatype, raw: &Bytes) -> Option<usize> {
     match datatype.size() {
-        Some(size) => (raw.len() % size == 0).then_some(raw.len() / size),
+        Some(size) => raw.len().is_multiple_of(size).then_some(raw.len() / size),
         None => {
             let (mut count, mut at) = (0, 0);
             while at < raw.len() {

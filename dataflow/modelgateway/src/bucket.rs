@@ -28,6 +28,9 @@ const AHEAD: usize = 4;
 /// Bytes of one partition that are worked on.
 const BYTES: usize = 64 << 20;
 
+/// A partition of a topic, and the offset behind all that is done in it.
+type Reached = (Arc<str>, i32, i64);
+
 /// Reads the inputs of its models and keeps how far they are.
 pub(crate) struct Bucket {
     pub(crate) consumer: Arc<Consumer>,
@@ -295,7 +298,7 @@ impl Bucket {
     }
 
     /// Takes all that is to be written next, in order, and the positions behind it.
-    pub(crate) fn ready(&self) -> (Vec<Outgoing>, Vec<(Arc<str>, i32, i64)>) {
+    pub(crate) fn ready(&self) -> (Vec<Outgoing>, Vec<Reached>) {
         let (mut outgoing, mut positions) = (Vec::new(), Vec::new());
         let mut state = self.state();
         for (key, lane) in &mut state.lanes {

@@ -20,7 +20,7 @@ pub(crate) struct Failure {
     pub(crate) grpc: Code,
     message: String,
     retry_after: Option<Duration>,
-    fields: HeaderMap,
+    fields: Box<HeaderMap>,
 }
 
 impl Failure {
@@ -30,7 +30,7 @@ impl Failure {
             grpc,
             message: message.into(),
             retry_after: None,
-            fields: HeaderMap::new(),
+            fields: Box::default(),
         }
     }
 
@@ -169,7 +169,7 @@ impl Failure {
             grpc.unwrap_or_else(|| status.map_or(Code::Unknown, grpc_code)),
             message,
         );
-        failure.fields = headers::of_answer(record);
+        failure.fields = Box::new(headers::of_answer(record));
         if failure.status == StatusCode::TOO_MANY_REQUESTS {
             failure = failure.after(Duration::from_secs(1));
         }
@@ -182,7 +182,7 @@ impl Failure {
         let mut response = Response::new(Body::new(Full::new(Bytes::from(text))));
         *response.status_mut() = self.status;
         let fields = response.headers_mut();
-        *fields = self.fields;
+        *fields = *self.fields;
         let json = HeaderValue::from_static("application/json");
         fields.insert(header::CONTENT_TYPE, json);
         fields
@@ -201,7 +201,7 @@ impl Failure {
         Status::with_metadata(
             self.grpc,
             self.message,
-            MetadataMap::from_headers(self.fields),
+            MetadataMap::from_headers(*self.fields),
         )
     }
 }

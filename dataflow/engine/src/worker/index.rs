@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use seldon_records::{Names, Record, Topic, header};
 
+/// Topics, each with the pipeline whose records are read.
+type Reads = HashSet<(Arc<str>, Arc<str>)>;
+
 /// The readers of each topic by the pipeline that a record belongs to.
 #[derive(Default)]
 pub struct Index {
     topics: HashMap<Arc<str>, Readers>,
     /// What each pipeline reads.
-    reads: HashMap<Arc<str>, HashSet<(Arc<str>, Arc<str>)>>,
+    reads: HashMap<Arc<str>, Reads>,
 }
 
 #[derive(Default)]

@@ -318,7 +318,7 @@ impl Worker {
             };
             let paused = owned.flow.paused();
             let (closing, entries) = (owned.closing, &owned.entries);
-            let may = |at: &At| !paused.contains(at) && !(closing && entries.contains(&at.0));
+            let may = |at: &At| !(paused.contains(at) || closing && entries.contains(&at.0));
             let mut resumed = Vec::new();
             let mut left = false;
             for (at, spot) in &mut owned.spots {

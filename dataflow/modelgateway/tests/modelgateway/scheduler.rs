@@ -18,10 +18,12 @@ use tonic::{Request, Response, Status};
 
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+type Orders = mpsc::UnboundedSender<Result<ModelStatusResponse, Status>>;
+
 /// Gives orders to whoever is subscribed.
 #[derive(Clone)]
 pub struct Scheduler {
-    subscribed: Arc<Mutex<Option<mpsc::UnboundedSender<Result<ModelStatusResponse, Status>>>>>,
+    subscribed: Arc<Mutex<Option<Orders>>>,
     acks: mpsc::UnboundedSender<ModelUpdateStatusMessage>,
     timestamp: Arc<AtomicU64>,
 }
