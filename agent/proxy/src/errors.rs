@@ -48,6 +48,8 @@ pub(crate) struct Refusal {
     pub(crate) grpc: u8,
     /// The request is to be reset instead of answered.
     pub(crate) reset: bool,
+    /// Another replica may have the model.
+    absent: bool,
     message: String,
     retry_after: Option<Duration>,
     allow: Option<&'static str>,
@@ -60,9 +62,15 @@ impl Refusal {
             grpc,
             message: message.into(),
             reset: false,
+            absent: false,
             retry_after: None,
             allow: None,
         }
+    }
+
+    fn absent(mut self) -> Self {
+        self.absent = true;
+        self
     }
 
     fn after(mut self, wait: Duration) -> Self {
@@ -114,14 +122,16 @@ impl Refusal {
     pub(crate) fn model(internal: &str, cause: &NotServed) -> Self {
         let message = format!("model {internal}: {cause}");
         match *cause {
-            NotServed::Unknown => Self::new(StatusCode::NOT_FOUND, 5, message),
+            NotServed::Unknown => Self::new(StatusCode::NOT_FOUND, 5, message).absent(),
             NotServed::Loading { retry_after } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, 14, message).after(retry_after)
             }
             NotServed::Overloaded { retry_after } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, 8, message).after(retry_after)
             }
-            NotServed::Failed(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, 14, message),
+            NotServed::Failed(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, 14, message).absent()
+            }
             NotServed::Away => Self {
                 reset: true,
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, 14, message)
@@ -159,6 +169,7 @@ impl Refusal {
             HeaderValue::from_static("application/json"),
         );
         fields.insert(headers::REQUEST_ID, id.clone());
+        self.mark(fields);
         if let Some(allow) = self.allow {
             fields.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
@@ -184,8 +195,16 @@ impl Refusal {
             headers::GRPC_ACCEPT_ENCODING,
             HeaderValue::from_static("identity,gzip"),
         );
+        self.mark(fields);
         self.trailers(fields);
         response
+    }
+
+    /// Tells Envoy to ask another replica, if one may have the model.
+    fn mark(&self, fields: &mut http::HeaderMap) {
+        if self.absent {
+            fields.insert(headers::ABSENT, HeaderValue::from_static("1"));
+        }
     }
 
     /// Sets status and message.

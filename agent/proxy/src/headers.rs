@@ -11,18 +11,24 @@ pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-messag
 pub(crate) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub(crate) const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
+/// Marks the agent's own answer that the model cannot be had from this replica. The request never reached an inference
+/// server, so Envoy asks another replica; the scheduler's routes name this header.
+pub(crate) const ABSENT: HeaderName = HeaderName::from_static("x-seldon-absent");
+
 /// Where a client saw its former answers come from. The choice is made before it comes here.
 const ROUTE: HeaderName = HeaderName::from_static("x-seldon-route");
 /// A longer one goes no further: inference servers refuse requests by gRPC with more than 8 KiB of headers.
 const LONGEST_ROUTE: usize = 4 << 10;
 
 /// Headers for one connection only, and those that parts of the system leave for each other.
-const REMOVED: [HeaderName; 11] = [
+const REMOVED: [HeaderName; 12] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("x-seldon-scope"),
     HeaderName::from_static("x-seldon-mirror-cluster"),
     HeaderName::from_static("x-seldon-mirror-model"),
+    // From an inference server it would have an inference run again.
+    ABSENT,
     header::TE,
     header::TRAILER,
     header::TRANSFER_ENCODING,
@@ -115,6 +121,7 @@ mod tests {
             ("connection", "close, x-private, seldon-internal-model"),
             ("x-private", "1"),
             ("x-seldon-scope", "i:other"),
+            ("x-seldon-absent", "1"),
             ("seldon-internal-model", "iris_1"),
             ("transfer-encoding", "chunked"),
             ("traceparent", "00-1-2-01"),

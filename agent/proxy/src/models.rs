@@ -34,7 +34,8 @@ impl std::fmt::Debug for Lease {
 /// Why a model cannot answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotServed {
-    /// No such model on this replica: 404 or `NOT_FOUND`.
+    /// No such model on this replica: 404 or `NOT_FOUND`, marked so that Envoy tries another replica: its routes are
+    /// older than what is known here.
     #[error("no such model on this server replica")]
     Unknown,
     /// The model will answer later: 503 or `UNAVAILABLE`.
@@ -52,7 +53,7 @@ pub enum NotServed {
     /// The inference server is away: the request is reset, so that Envoy tries another replica.
     #[error("the inference server is away")]
     Away,
-    /// Loading failed: 503 or `UNAVAILABLE`, with the reason.
+    /// Loading failed: 503 or `UNAVAILABLE`, with the reason, marked so that Envoy tries another replica.
     #[error("loading failed: {0}")]
     Failed(String),
 }

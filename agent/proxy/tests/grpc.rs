@@ -153,22 +153,20 @@ async fn refusals_are_statuses() {
         .unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     assert!(unknown.message().contains("unknown_1"));
-    assert_eq!(
-        client
-            .model_infer(named("full_1", infer("", "")))
-            .await
-            .unwrap_err()
-            .code(),
-        Code::ResourceExhausted
-    );
-    assert_eq!(
-        client
-            .model_infer(named("broken_1", infer("", "")))
-            .await
-            .unwrap_err()
-            .code(),
-        Code::Unavailable
-    );
+    let full = client
+        .model_infer(named("full_1", infer("", "")))
+        .await
+        .unwrap_err();
+    assert_eq!(full.code(), Code::ResourceExhausted);
+    let broken = client
+        .model_infer(named("broken_1", infer("", "")))
+        .await
+        .unwrap_err();
+    assert_eq!(broken.code(), Code::Unavailable);
+    // Envoy is to ask another replica for what this one does not have, and for nothing else.
+    let absent = [unnamed, unknown, full, broken]
+        .map(|status| status.metadata().contains_key("x-seldon-absent"));
+    assert_eq!(absent, [false, true, false, true]);
     let load = RepositoryModelLoadRequest::default();
     assert_eq!(
         client

@@ -141,6 +141,13 @@ async fn refusals_are_json_and_say_why() {
             response.headers().contains_key("retry-after"),
             status == 429
         );
+        // Envoy is to ask another replica for what this one does not have, and for nothing else.
+        let absent = ["no such model", "no artefact"];
+        assert_eq!(
+            response.headers().contains_key("x-seldon-absent"),
+            absent.iter().any(|text| reason.contains(text)),
+            "{reason}"
+        );
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let error: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert!(error["error"].as_str().unwrap().contains(reason), "{error}");

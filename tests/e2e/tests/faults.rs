@@ -9,10 +9,11 @@ mod scheduler;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
-use scene::{Fall, Scene};
+use anyhow::{Context, Result};
+use scene::{DOWN, Fall, Scene, passes};
 use seldon_e2e::faults::{Fault, Fleet, run_faults};
 use seldon_local::Component::{self, Agent, Envoy, MlServer};
+use seldon_local::Signal;
 
 const CASES: &[Fault] = &[
     ("scheduler_killed", || scheduler::falls(Fall::Killed)),
@@ -23,6 +24,7 @@ const CASES: &[Fault] = &[
     ("agent_killed", || falls(Agent(1), Fall::Killed)),
     ("agent_stopped", || falls(Agent(1), Fall::Stopped)),
     ("agent_restarted", || falls(Agent(1), Fall::Restarted)),
+    ("agent_emptied", emptied),
     ("inference_server_killed", || {
         falls(MlServer(1), Fall::Killed)
     }),
@@ -70,4 +72,27 @@ async fn falls(component: Component, fall: Fall) -> Result<()> {
             .await?;
     }
     Ok(())
+}
+
+/// A replica comes back without its disk while nobody can tell the Envoys: what they ask it for, the other one answers.
+#[tokio::main]
+async fn emptied() -> Result<()> {
+    let (fleet, [_envoys, agents]) = Fleet::start_wired().await?;
+    let scene = Scene::new(fleet).await?;
+    let system = &scene.fleet.system;
+    let load = scene.load(&scene.targets)?;
+    passes(&load, 1).await?;
+    agents.cut();
+    system.kill(Agent(1), Signal::SIGKILL)?;
+    system.stop_one(Agent(1)).await;
+    let models = system.config().folder(Agent(1)).join("models");
+    std::fs::remove_dir_all(&models).context("the models of the agent")?;
+    system.start_one(Agent(1))?;
+    let alone = passes(&load, DOWN).await;
+    agents.mend();
+    alone?;
+    system
+        .wait_one(Agent(1), std::time::Duration::from_secs(30))
+        .await?;
+    scene.survived("an agent without its disk", load).await
 }

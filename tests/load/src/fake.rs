@@ -1,8 +1,8 @@
 //! A trivially fast inference server: REST and gRPC on both of its ports, answers that cost nothing to make.
 //!
-//! It keeps no models: every load succeeds after [`Behaviour::load`], every inference is answered at once with the
-//! model's name in it, so that a test can see who answered. What it was asked is in its [`Ledger`], which
-//! `GET /fake/asked` shows.
+//! Of its models it keeps the names, for its index: every load succeeds after [`Behaviour::load`], every inference is
+//! answered at once with the model's name in it, so that a test can see who answered. What it was asked is in its
+//! [`Ledger`], which `GET /fake/asked` shows.
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -149,8 +149,23 @@ impl Server {
             "ServerLive" => reply(&pb::ServerLiveResponse { live: true }),
             "ServerReady" => reply(&pb::ServerReadyResponse { ready: true }),
             "ModelReady" => reply(&pb::ModelReadyResponse { ready: true }),
-            "RepositoryIndex" => reply(&pb::RepositoryIndexResponse::default()),
-            "RepositoryModelUnload" => reply(&pb::RepositoryModelUnloadResponse {}),
+            // An agent that misses here what it has loaded takes the server for one that restarts again and again.
+            "RepositoryIndex" => {
+                let ready = |name: &String| pb::repository_index_response::ModelIndex {
+                    name: name.clone(),
+                    state: "READY".to_owned(),
+                    ..Default::default()
+                };
+                let models = self.ledger.held().iter().map(ready).collect();
+                reply(&pb::RepositoryIndexResponse { models })
+            }
+            "RepositoryModelUnload" => {
+                let name = pb::RepositoryModelUnloadRequest::decode(message)
+                    .map(|r| r.model_name)
+                    .unwrap_or_default();
+                self.ledger.hold(name, false);
+                reply(&pb::RepositoryModelUnloadResponse {})
+            }
             "RepositoryModelLoad" => {
                 let name = pb::RepositoryModelLoadRequest::decode(message)
                     .map(|r| r.model_name)
@@ -162,6 +177,7 @@ impl Server {
                 if all || begins(&name, behaviour.load_prefix.as_deref()) {
                     tokio::time::sleep(behaviour.load).await;
                 }
+                self.ledger.hold(name, true);
                 reply(&pb::RepositoryModelLoadResponse {})
             }
             "ModelInfer" => {

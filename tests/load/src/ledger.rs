@@ -1,6 +1,6 @@
 //! What the stand-in inference server was asked: how often each model, and of some models each request as it came.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 #[derive(Debug, Default)]
 pub struct Ledger {
     asked: Mutex<Asked>,
+    loaded: Mutex<BTreeSet<String>>,
 }
 
 /// A copy of the ledger.
@@ -76,6 +77,21 @@ impl Ledger {
         if asked.recorded.len() < KEPT {
             asked.recorded.extend(inference);
         }
+    }
+
+    /// Notes that a model was loaded, or unloaded.
+    pub(crate) fn hold(&self, model: String, loaded: bool) {
+        let mut held = self.held();
+        if loaded {
+            held.insert(model);
+        } else {
+            held.remove(&model);
+        }
+    }
+
+    /// The models that are loaded.
+    pub(crate) fn held(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn json(&self) -> String {

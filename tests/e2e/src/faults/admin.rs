@@ -71,6 +71,11 @@ impl Envoy {
 
 /// Asks a model for an inference on a connection of its own, and returns the status.
 pub async fn ask_once(target: &str, model: &str) -> Result<u16> {
+    Ok(answer_once(target, model).await?.0)
+}
+
+/// Asks a model for an inference on a connection of its own, and returns status and body.
+pub async fn answer_once(target: &str, model: &str) -> Result<(u16, String)> {
     let stream = TcpStream::connect(target).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -82,8 +87,8 @@ pub async fn ask_once(target: &str, model: &str) -> Result<u16> {
         .body(Full::<bytes::Bytes>::from(r#"{"inputs":[]}"#))?;
     let answer = sender.send_request(request).await?;
     let status = answer.status().as_u16();
-    answer.into_body().collect().await?;
-    Ok(status)
+    let body = answer.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
 fn collect_clusters(value: &Value, found: &mut BTreeSet<String>) {

@@ -4,7 +4,7 @@ mod experiments;
 mod fleet;
 mod network;
 
-pub use admin::{Envoy, ask_once};
+pub use admin::{Envoy, answer_once, ask_once};
 pub use experiments::{Split, experiment, percent_of};
 pub use fleet::{Fleet, Statuses, model};
 pub use network::Wire;

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use seldon_e2e::eventually_async;
-use seldon_e2e::faults::{Fleet, ask_once, long, model};
+use seldon_e2e::faults::{Fleet, answer_once, ask_once, long, model};
 use seldon_load::driver::{Load, Running, Shot};
 use seldon_local::{Component, Signal};
 use seldon_proto::inference::ModelInferRequest;
@@ -23,7 +23,7 @@ const MODELS: usize = 10;
 /// A request that waits for a stopped process is freed by then.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// Seconds of load while a process is down, and while it is stopped.
-const DOWN: u64 = 6;
+pub(crate) const DOWN: u64 = 6;
 const STOPPED: u64 = 16;
 /// All is as before so many seconds after the process is back.
 const WHOLE: u64 = 40;
@@ -129,8 +129,11 @@ impl Scene {
     async fn everywhere(&self, names: &[String]) -> Result<()> {
         for target in &self.targets {
             for name in names {
-                let status = ask_once(target, name).await?;
-                ensure!(status == 200, "{target} answers {status} for {name}");
+                let (status, body) = answer_once(target, name).await?;
+                ensure!(
+                    status == 200,
+                    "{target} answers {status} for {name}: {body}"
+                );
             }
         }
         Ok(())

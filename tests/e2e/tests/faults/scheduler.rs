@@ -86,7 +86,10 @@ impl Guard {
     async fn start(fleet: &Fleet) -> Result<Self> {
         let mut before = Vec::new();
         for envoy in fleet.envoys() {
-            before.push((envoy, world(envoy).await?));
+            let (scopes, mut clusters) = world(envoy).await?;
+            // One that no scope names any more stays a while for retries; it may go.
+            clusters.retain(|name, _| scopes.values().any(|named| named.contains(name)));
+            before.push((envoy, (scopes, clusters)));
         }
         let (end, mut ended) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(async move {
