@@ -25,6 +25,7 @@ pub(crate) use explain::explain;
 pub(crate) use fleet::{Fleets, Member};
 pub(crate) use models::{ModelTasks, forget_model, settle_model};
 pub(crate) use reconcile::{reconcile, record};
+pub(crate) use refs::in_full;
 pub(crate) use status::pipeline_status;
 pub(crate) use task::{Doing, Taken, Task, Tasks};
 

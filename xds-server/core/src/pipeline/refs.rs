@@ -1,6 +1,7 @@
 //! References of manifests to steps and to other pipelines, in their full form.
 use std::fmt;
 
+use seldon_proto::scheduler::Pipeline;
 use seldon_records::Names;
 
 /// Which of a step's or pipeline's topics is meant.
@@ -25,6 +26,32 @@ pub(crate) struct Reference<'a> {
     pub(crate) source: Source<'a>,
     pub(crate) side: Side,
     pub(crate) tensor: Option<&'a str>,
+}
+
+/// Writes every reference of a pipeline without mistakes in its full form.
+pub(crate) fn in_full(spec: &mut Pipeline) {
+    let name = spec.name.clone();
+    let local = |text: &mut String| {
+        if let Ok(reference) = Reference::local(text, &name) {
+            *text = reference.text();
+        }
+    };
+    for step in &mut spec.steps {
+        step.inputs.iter_mut().for_each(local);
+        step.triggers.iter_mut().for_each(local);
+    }
+    if let Some(output) = &mut spec.output {
+        output.steps.iter_mut().for_each(local);
+    }
+    let external = |text: &mut String| {
+        if let Ok(reference) = Reference::external(text) {
+            *text = reference.text();
+        }
+    };
+    if let Some(input) = &mut spec.input {
+        input.external_inputs.iter_mut().for_each(external);
+        input.external_triggers.iter_mut().for_each(external);
+    }
 }
 
 /// The forms that a reference within a pipeline may have.
@@ -119,6 +146,24 @@ impl<'a> Reference<'a> {
             side,
             tensor,
         })
+    }
+
+    /// In its full form, as status shows it.
+    fn text(&self) -> String {
+        let side = match self.side {
+            Side::Inputs => "inputs",
+            Side::Outputs => "outputs",
+        };
+        let mut text = match self.source {
+            Source::Step { of: None, step } => format!("{step}.{side}"),
+            Source::Step { of: Some(of), step } => format!("{of}.step.{step}.{side}"),
+            Source::Pipeline(name) => format!("{name}.{side}"),
+        };
+        if let Some(tensor) = self.tensor {
+            text.push('.');
+            text.push_str(tensor);
+        }
+        text
     }
 
     /// The topic that is read.

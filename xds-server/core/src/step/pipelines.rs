@@ -5,7 +5,9 @@ use seldon_proto::scheduler::{KubernetesMeta, Pipeline};
 
 use crate::{
     Effect, Refusal, State,
-    pipeline::{self, Doing, Entry, Task, Version, cycle_across, externals, mistakes, record},
+    pipeline::{
+        self, Doing, Entry, Task, Version, cycle_across, externals, in_full, mistakes, record,
+    },
 };
 
 pub(crate) fn load(state: &mut State, mut spec: Pipeline) -> Result<(), Refusal> {
@@ -23,6 +25,7 @@ pub(crate) fn load(state: &mut State, mut spec: Pipeline) -> Result<(), Refusal>
         let text = pipeline::refusal(&spec.name, &found);
         return Err(Refusal::Precondition(text));
     }
+    in_full(&mut spec);
     let former = state.pipelines.entries.get(spec.name.as_str());
     if let Some(wanted) = former.filter(|entry| !entry.ending()) {
         let wanted = wanted.next.as_ref().unwrap_or(&wanted.latest().spec);
