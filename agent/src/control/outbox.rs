@@ -154,6 +154,7 @@ fn message(
         event: event.into(),
         message: text.to_owned(),
         available_memory_bytes: registry.available(),
-        runtime_info: (event == Event::Loaded).then(|| registry.runtime_info(name, waiting.version)),
+        runtime_info: (event == Event::Loaded)
+            .then(|| registry.runtime_info(name, waiting.version)),
     }
 }
