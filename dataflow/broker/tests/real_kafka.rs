@@ -94,9 +94,12 @@ fn every_listener_lets_in_who_may() {
             config.set(name, value);
         }
         let reader: BaseConsumer = config.create().unwrap();
-        reader
-            .fetch_metadata(None, Duration::from_secs(time))
-            .is_ok()
+        // Of one topic: librdkafka cannot read the answer about all where there are none.
+        let seen = reader.fetch_metadata(Some("any"), Duration::from_secs(time));
+        if let Err(error) = &seen {
+            eprintln!("{address} {protocol}: {error}");
+        }
+        seen.is_ok()
     };
     for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
         assert!(
