@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -228,14 +229,16 @@ impl RealKafka {
 }
 
 impl Listeners {
-    /// Takes ports below those that the kernel hands to outgoing connections: they have to be free for a restart.
+    /// Takes ports below those that the kernel hands to outgoing connections: they have to be free for a restart. None is
+    /// given twice, since several may be started at once.
     fn free(options: &Options) -> Result<Self> {
-        let mut start = 20_000 + (std::process::id() % 1000 * 12) as u16;
+        static GIVEN: AtomicU32 = AtomicU32::new(0);
         let mut next = || -> Result<u16> {
             for _ in 0..2000 {
-                start = if start >= 31_999 { 20_000 } else { start + 1 };
-                if TcpListener::bind(("127.0.0.1", start)).is_ok() {
-                    return Ok(start);
+                let place = std::process::id() % 1000 * 12 + GIVEN.fetch_add(1, Ordering::Relaxed);
+                let port = 20_000 + (place % 12_000) as u16;
+                if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                    return Ok(port);
                 }
             }
             bail!("no free port")
