@@ -39,4 +39,9 @@ impl Memory {
     pub(crate) fn tight(&self) -> bool {
         self.used.load(Ordering::Relaxed) > self.limit / 8 * 7
     }
+
+    #[cfg(test)]
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
 }

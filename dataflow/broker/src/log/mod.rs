@@ -4,6 +4,8 @@ mod clean;
 mod files;
 mod memory;
 mod producers;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;
@@ -308,8 +310,9 @@ impl Log {
                 files.roll(self.next)?;
             }
             files.trim(|_, segment, max_ms| {
-                let gone = old(max_ms) || bytes.is_some_and(|limit| size - segment >= limit);
-                size -= if gone { segment } else { 0 };
+                let gone =
+                    old(max_ms) || bytes.is_some_and(|limit| size.saturating_sub(segment) >= limit);
+                size = size.saturating_sub(if gone { segment } else { 0 });
                 gone
             })?;
             let first = files.first_base().unwrap_or(0);
@@ -317,10 +320,12 @@ impl Log {
         } else {
             while let Some(entry) = self.tail.front() {
                 let length = entry.bytes.len() as u64;
-                if !old(entry.max_ms) && bytes.is_none_or(|limit| size - length < limit) {
+                if !old(entry.max_ms)
+                    && bytes.is_none_or(|limit| size.saturating_sub(length) < limit)
+                {
                     break;
                 }
-                size -= length;
+                size = size.saturating_sub(length);
                 let start = entry.last + 1;
                 self.advance(start);
             }
