@@ -20,6 +20,7 @@ use prost::Message as _;
 use seldon_proto::inference as pb;
 use tokio::net::TcpListener;
 
+use crate::echo;
 use crate::ledger::{Inference, Ledger};
 
 /// How the server treats what it is asked.
@@ -41,6 +42,8 @@ pub struct Behaviour {
     pub slow: Option<(String, Duration)>,
     /// Of models whose name starts so, each request is recorded.
     pub record_prefix: Option<String>,
+    /// Models whose name starts so answer with their inputs as outputs.
+    pub echo_prefix: Option<String>,
 }
 
 fn begins(model: &str, prefix: Option<&str>) -> bool {
@@ -126,9 +129,16 @@ impl Server {
                 if self.infer(model, "rest", headers, body).await {
                     return failed(StatusCode::INTERNAL_SERVER_ERROR, "this model fails");
                 }
-                format!(
-                    r#"{{"model_name":"{model}","outputs":[{{"name":"predict","shape":[1],"datatype":"INT64","data":[2]}}]}}"#
-                )
+                if begins(model, self.behaviour.echo_prefix.as_deref()) {
+                    match echo::rest(model, body) {
+                        Some(answer) => answer,
+                        None => return failed(StatusCode::BAD_REQUEST, "this is no request"),
+                    }
+                } else {
+                    format!(
+                        r#"{{"model_name":"{model}","outputs":[{{"name":"predict","shape":[1],"datatype":"INT64","data":[2]}}]}}"#
+                    )
+                }
             }
             (&Method::GET, "ready" | "") if !model.is_empty() => format!(r#"{{"name":"{model}"}}"#),
             (&Method::GET, _) if path.starts_with("/v2/health/") => "{}".to_owned(),
@@ -187,6 +197,9 @@ impl Server {
                     .await
                 {
                     return status("13", "this model fails");
+                }
+                if begins(&request.model_name, behaviour.echo_prefix.as_deref()) {
+                    return reply(&echo::grpc(request));
                 }
                 reply(&pb::ModelInferResponse {
                     model_name: request.model_name,

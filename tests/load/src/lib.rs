@@ -2,5 +2,6 @@
 //! inference server, so that what is measured is the way to the server.
 pub mod cpu;
 pub mod driver;
+mod echo;
 pub mod fake;
 pub mod ledger;

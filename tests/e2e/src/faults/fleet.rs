@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use seldon_grpc::introspect::introspect_client::IntrospectClient;
 use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
-use seldon_local::{Config, SchedulerPorts, System};
+use seldon_local::{Builder, Config, SchedulerPorts, System};
 use seldon_proto::introspect::{self, XdsStatusRequest};
 use seldon_proto::scheduler as pb;
 use seldon_proto::scheduler::model_status::ModelState;
@@ -84,8 +84,16 @@ impl Fleet {
         variables: &[(&'static str, &'static str)],
         change: impl FnOnce(&mut Config) + Send + 'static,
     ) -> Result<Self> {
-        let artefacts = artefacts()?;
         let builder = System::builder().servers(2).envoys(2);
+        Self::start_from(builder.config(change), variables).await
+    }
+
+    /// Starts what a builder describes, on fake inference servers with these variables.
+    pub async fn start_from(
+        builder: Builder,
+        variables: &[(&'static str, &'static str)],
+    ) -> Result<Self> {
+        let artefacts = artefacts()?;
         let mut builder = builder.artefacts(artefacts.path()).config(|config| {
             config.parts.mlserver = config.parts.scheduler.with_file_name("fake-inference");
             config.memory_bytes = 1_000_000_000;
@@ -95,7 +103,6 @@ impl Fleet {
         for (name, value) in variables {
             builder = builder.env("mlserver", *name, *value);
         }
-        let builder = builder.config(change);
         let begin = Instant::now();
         let system = builder.start().await?;
         eprintln!(

@@ -3,11 +3,13 @@ mod admin;
 mod experiments;
 mod fleet;
 mod network;
+mod pipelines;
 
 pub use admin::{Envoy, answer_once, ask_once};
 pub use experiments::{Split, experiment, percent_of};
 pub use fleet::{Fleet, Statuses, model};
 pub use network::Wire;
+pub use pipelines::chain;
 
 use std::process::ExitCode;
 use std::time::Instant;

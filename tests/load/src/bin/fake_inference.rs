@@ -44,6 +44,9 @@ struct Args {
     /// Record each request for models whose name starts so.
     #[arg(long, env = "FAKE_RECORD_PREFIX")]
     record_prefix: Option<String>,
+    /// Answer models whose name starts so with their inputs as outputs.
+    #[arg(long, env = "FAKE_ECHO_PREFIX")]
+    echo_prefix: Option<String>,
     /// `start FOLDER`, as MLServer is called; nothing is read there.
     words: Vec<String>,
 }
@@ -62,6 +65,7 @@ async fn main() -> anyhow::Result<()> {
             .slow_prefix
             .map(|prefix| (prefix, Duration::from_millis(args.slow_ms))),
         record_prefix: args.record_prefix,
+        echo_prefix: args.echo_prefix,
     };
     // Both ports are one server.
     let ledger = Arc::<Ledger>::default();
