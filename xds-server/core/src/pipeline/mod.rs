@@ -81,6 +81,8 @@ pub(crate) struct Entry {
     pub(crate) rejected: Option<Arc<str>>,
     /// Until when a former owner is waited for.
     pub(crate) handover: Option<Duration>,
+    /// Whom that wait is for.
+    pub(crate) heir: Option<Arc<str>>,
     /// Read back from the store: workers may have it.
     pub(crate) restored: bool,
     /// A worker that went away may still have it.
@@ -154,6 +156,7 @@ impl Entry {
             taken: false,
             rejected: None,
             handover: None,
+            heir: None,
             restored: false,
             unconfirmed: false,
             gone_at: None,
@@ -259,10 +262,11 @@ pub(crate) fn endpoint(name: &str) -> Arc<str> {
 
 /// The models that an entry's versions use.
 pub(crate) fn models_of(entry: &Entry) -> BTreeSet<Arc<str>> {
-    if entry.ending() {
+    if entry.gone_at.is_some() {
         return BTreeSet::new();
     }
-    let living = entry.versions.iter().filter(|version| version.lives());
+    // Requests in flight in a version that leaves need its models as well.
+    let living = entry.versions.iter().filter(|version| version.ended.is_none());
     let specs = living.map(|version| &version.spec).chain(&entry.next);
     specs
         .flat_map(|spec| &spec.steps)

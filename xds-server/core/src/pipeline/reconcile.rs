@@ -15,7 +15,7 @@ use super::{
     message,
     route::{await_envoys, publish},
     status::{refresh, version_status},
-    task::{Doing, Task},
+    task::{Doing, Phase, Task},
 };
 use crate::{
     Effect, Order, Record, Worker, model,
@@ -205,6 +205,10 @@ fn place_engine(entry: &mut Entry, fleets: &Fleets, world: &World) {
             outstanding |= lives && !given_up && engines.connected(name);
         }
     }
+    if outstanding && entry.heir != owner {
+        // Another owner waits anew: whom the former wait was for may have begun meanwhile.
+        (entry.handover, entry.heir) = (None, owner.clone());
+    }
     let blocked = outstanding && {
         let wait = world.config.replace_after * HANDOVER;
         let now = world.now.monotonic;
@@ -212,6 +216,7 @@ fn place_engine(entry: &mut Entry, fleets: &Fleets, world: &World) {
     };
     if !outstanding {
         entry.handover = None;
+        entry.heir = None;
     }
     let Some(owner) = owner.filter(|_| !blocked && !entry.deleted) else {
         return;
@@ -240,6 +245,10 @@ fn send(entry: &mut Entry, fleets: &mut Fleets, world: &mut World) {
                 message.stream = name.to_owned();
                 Some(Order::Update(Box::new(message)))
             });
+    }
+    let due = |task: &Task| task.phase == Phase::Waiting || task.due.is_some();
+    if !entry.gateways.0.values().any(due) {
+        return;
     }
     let status = version_status(entry.latest());
     let pipeline_name = entry.name.to_string();

@@ -76,6 +76,9 @@ impl Task {
         (self.failures, self.reason) = (0, None);
         if doing == Doing::Create {
             self.gate = None;
+        } else {
+            // Wanted again later, it has to be taken up anew before requests are led there.
+            self.serving = false;
         }
     }
 
