@@ -207,11 +207,13 @@ impl Flow {
             self.counts.foreign += 1;
             return;
         }
-        if record.headers.has(header::ERROR) {
+        // What a producer copies from other records means nothing where requests enter.
+        let enters = is_own && is_entry;
+        if record.headers.has(header::ERROR) && !enters {
             self.counts.foreign_errors += 1;
             return;
         }
-        let arrivals = match arrival::open(input, topic.as_ref()) {
+        let arrivals = match arrival::open(input, topic.as_ref(), enters) {
             Ok(arrivals) => arrivals,
             Err(failures) => {
                 for failure in failures {
@@ -220,11 +222,18 @@ impl Flow {
                 return;
             }
         };
-        for arrival in arrivals {
-            if !self
+        for mut arrival in arrivals {
+            let mut is_new = self
                 .remembered
-                .add(remembered::mark(record, &arrival), now_ms)
-            {
+                .add(remembered::mark(record, &arrival), now_ms);
+            if !is_new && enters && !arrival.repeat {
+                // Not a repeat of ours, but a producer's that sends a record with all its headers again.
+                arrival.identity = arrival::entered(record);
+                is_new = self
+                    .remembered
+                    .add(remembered::mark(record, &arrival), now_ms);
+            }
+            if !is_new {
                 self.counts.repeats += 1;
                 continue;
             }
@@ -276,8 +285,9 @@ impl Flow {
             topic,
             Some(Topic::PipelineInputs(_) | Topic::ModelOutputs(_))
         );
-        if !is_own || !is_ours || record.headers.has(header::ERROR) || !is_read && version.is_none()
-        {
+        let enters = matches!(topic, Some(Topic::PipelineInputs(name)) if *name == *self.pipeline);
+        let is_error = record.headers.has(header::ERROR) && !enters;
+        if !is_own || !is_ours || is_error || !is_read && version.is_none() {
             self.counts.foreign += 1;
             return;
         }
