@@ -4,7 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use kafka_protocol::messages::*;
@@ -70,6 +70,7 @@ impl Client {
 }
 
 fn batch() -> Bytes {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let record = Record {
         transactional: false,
         control: false,
@@ -79,7 +80,8 @@ fn batch() -> Bytes {
         timestamp_type: TimestampType::Creation,
         offset: 0,
         sequence: -1,
-        timestamp: 1,
+        // Now: what is old goes by retention, under the reader's hands.
+        timestamp: now.as_millis() as i64,
         delete_horizon: false,
         key: Some(Bytes::from_static(b"request")),
         value: Some(Bytes::from_static(&[7; 200])),
