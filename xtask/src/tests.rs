@@ -144,6 +144,7 @@ impl Test {
             cache.rclone()?;
             cache.mlserver()?;
             cache.triton()?;
+            cache.kafka()?;
             cache.grpcurl()?;
             cache.tritonclient_python()?;
             anyhow::Ok(cache)

@@ -44,27 +44,9 @@ pub struct Failure {
     pub text: String,
 }
 
-/// The arrivals of a record: one, or one for each member of a batch. `enters`: it is a request, whose headers about
-/// batches, rounds and errors are none of ours.
-pub fn open(
-    input: &Arc<Input>,
-    topic: Option<&Topic>,
-    enters: bool,
-) -> Result<Vec<Arrival>, Vec<Failure>> {
+/// The arrivals of a record: one, or one for each member of a batch.
+pub fn open(input: &Arc<Input>, topic: Option<&Topic>) -> Result<Vec<Arrival>, Vec<Failure>> {
     let record = &input.record;
-    if enters {
-        let (key, headers) = (record.key.clone(), plain(&record.headers));
-        return match read(record, topic) {
-            Ok(message) => Ok(vec![arrival(input, key, headers, message)]),
-            Err(text) => Err(vec![Failure {
-                identity: identity(record, &headers),
-                key,
-                headers,
-                status: 400,
-                text: format!("a record of topic {} was refused: {text}", record.topic),
-            }]),
-        };
-    }
     let members = members(record);
     let message = read(record, topic);
     match (members, message) {
@@ -131,31 +113,6 @@ pub fn failures(
 pub fn members(record: &Record) -> Result<Option<Vec<Member>>, String> {
     let header = record.headers.get(header::BATCH);
     header.map(|header| read_members(header)).transpose()
-}
-
-fn plain(headers: &Headers) -> Headers {
-    let mut headers = headers.clone();
-    for name in [
-        header::BATCH,
-        header::VISITS,
-        header::ERROR,
-        header::STATUS,
-        header::GRPC_STATUS,
-    ] {
-        headers.remove(name);
-    }
-    headers
-}
-
-/// A request's identity where the one it names is another's: of its place, and its time should the topic be made anew.
-pub fn entered(record: &Record) -> Identity {
-    Identity::derived(&[
-        b"again",
-        record.topic.as_bytes(),
-        &record.partition.to_le_bytes(),
-        &record.offset.to_le_bytes(),
-        &record.timestamp_ms.to_le_bytes(),
-    ])
 }
 
 fn arrival(

@@ -207,13 +207,11 @@ impl Flow {
             self.counts.foreign += 1;
             return;
         }
-        // What a producer copies from other records means nothing where requests enter.
-        let enters = is_own && is_entry;
-        if record.headers.has(header::ERROR) && !enters {
+        if record.headers.has(header::ERROR) {
             self.counts.foreign_errors += 1;
             return;
         }
-        let arrivals = match arrival::open(input, topic.as_ref(), enters) {
+        let arrivals = match arrival::open(input, topic.as_ref()) {
             Ok(arrivals) => arrivals,
             Err(failures) => {
                 for failure in failures {
@@ -222,18 +220,11 @@ impl Flow {
                 return;
             }
         };
-        for mut arrival in arrivals {
-            let mut is_new = self
+        for arrival in arrivals {
+            if !self
                 .remembered
-                .add(remembered::mark(record, &arrival), now_ms);
-            if !is_new && enters && !arrival.repeat {
-                // Not a repeat of ours, but a producer's that sends a record with all its headers again.
-                arrival.identity = arrival::entered(record);
-                is_new = self
-                    .remembered
-                    .add(remembered::mark(record, &arrival), now_ms);
-            }
-            if !is_new {
+                .add(remembered::mark(record, &arrival), now_ms)
+            {
                 self.counts.repeats += 1;
                 continue;
             }
@@ -285,9 +276,8 @@ impl Flow {
             topic,
             Some(Topic::PipelineInputs(_) | Topic::ModelOutputs(_))
         );
-        let enters = matches!(topic, Some(Topic::PipelineInputs(name)) if *name == *self.pipeline);
-        let is_error = record.headers.has(header::ERROR) && !enters;
-        if !is_own || !is_ours || is_error || !is_read && version.is_none() {
+        if !is_own || !is_ours || record.headers.has(header::ERROR) || !is_read && version.is_none()
+        {
             self.counts.foreign += 1;
             return;
         }

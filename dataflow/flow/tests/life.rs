@@ -212,39 +212,3 @@ fn only_the_side_that_is_ahead_waits() {
     flow.tick(1_000_000);
     assert!(flow.paused().is_empty() && flow.is_empty());
 }
-
-#[test]
-fn a_producer_that_sends_a_record_again_is_answered_again() {
-    let mut world = World::new(&[single("add10")], &[("add10", ADD10)]);
-    let topic = names().pipeline_inputs("p");
-    for _ in 0..3 {
-        let headers = [
-            (header::PIPELINE, "p"),
-            (header::ID, "same"),
-            (header::ERROR, "other"),
-            (header::BATCH, "none"),
-            (header::VISITS, "add10=7"),
-        ];
-        let value = prost::Message::encode_to_vec(&numbers());
-        world.write(&topic, "a", headers.into_iter().collect(), value);
-        world.run();
-    }
-    assert_eq!(world.answers_to("p", "a"), ["OUTPUT=11"; 3]);
-    let ids: std::collections::BTreeSet<_> = world
-        .answers("p")
-        .iter()
-        .map(|answer| answer.headers.text(header::ID).unwrap().to_owned())
-        .collect();
-    assert_eq!(ids.len(), 3);
-    // One that is marked is a repeat of ours.
-    let headers = [
-        (header::PIPELINE, "p"),
-        (header::ID, "same"),
-        (header::REPEAT, "1"),
-    ];
-    let value = prost::Message::encode_to_vec(&numbers());
-    world.write(&topic, "a", headers.into_iter().collect(), value);
-    world.run();
-    assert_eq!(world.answers("p").len(), 3);
-    world.drained();
-}

@@ -18,6 +18,9 @@ pub enum SendError {
     /// Another process has taken over this transactional id.
     #[error("another process has taken over: this one may not write any more")]
     Fenced,
+    /// This client will not write any more: make another.
+    #[error("the producer has failed for good: {0}")]
+    Failed(String),
     /// Anything else, for example that the broker did not answer in time.
     #[error("the record was not written: {0}")]
     Other(String),
@@ -37,6 +40,7 @@ impl SendError {
                 Self::UnknownTopic(topic.to_owned())
             }
             Some(Code::Fenced | Code::InvalidProducerEpoch | Code::ProducerFenced) => Self::Fenced,
+            Some(Code::Fatal) => Self::Failed(error.to_string()),
             _ => Self::Other(error.to_string()),
         }
     }
@@ -80,5 +84,18 @@ impl From<&KafkaError> for ReadError {
             ) => Self::Unauthorized(text),
             _ => Self::Retryable(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_failed_for_good_is_not_asked_again() {
+        let failed = SendError::of(&KafkaError::MessageProduction(Code::Fatal), "t");
+        assert!(matches!(failed, SendError::Failed(_)) && !failed.is_retryable());
+        let late = SendError::of(&KafkaError::MessageProduction(Code::MessageTimedOut), "t");
+        assert!(late.is_retryable());
     }
 }

@@ -107,6 +107,12 @@ impl Producer {
         }
     }
 
+    /// Why this client will not write any more, if so.
+    pub fn failed(&self) -> Option<String> {
+        let failed = self.client.client().fatal_error();
+        failed.map(|(code, reason)| format!("{code}: {reason}"))
+    }
+
     /// Waits until all that was enqueued is written (or has failed), at most this long.
     pub async fn flush(&self, limit: Duration) {
         let client = Arc::clone(&self.client);

@@ -144,6 +144,20 @@ impl Bucket {
         self.state().models.get(inputs).cloned()
     }
 
+    /// The name of the model whose outputs or error a record is.
+    pub(crate) fn model_of(&self, record: &Outgoing) -> Arc<str> {
+        if let Some(model) = record.headers.text(header::ERROR) {
+            return model.into();
+        }
+        let state = self.state();
+        let mut models = state.models.values();
+        let found = models.find(|model| model.outputs.topic == record.topic);
+        found.map_or_else(
+            || Arc::clone(&record.topic),
+            |model| Arc::clone(&model.name),
+        )
+    }
+
     /// Its partitions.
     pub(crate) fn lanes(&self, inputs: &str) -> Vec<Key> {
         let state = self.state();

@@ -18,7 +18,7 @@ impl Failure {
         Self {
             http: http_of(code),
             grpc: code as i32,
-            text: text.into(),
+            text: cut(text.into()),
             passes: matches!(code, Code::Unavailable | Code::ResourceExhausted),
         }
     }
@@ -60,6 +60,16 @@ impl Failure {
             ..Self::new(code, text)
         }
     }
+}
+
+/// Texts are for people: more than 64 KB of one is of no use to them.
+fn cut(mut text: String) -> String {
+    const LONGEST: usize = 64 << 10;
+    if text.len() > LONGEST {
+        text.truncate(text.floor_char_boundary(LONGEST));
+        text.push('…');
+    }
+    text
 }
 
 fn http_of(code: Code) -> u16 {

@@ -133,8 +133,8 @@ impl Gateway {
         for order in orders {
             let number = bucket_of(&order.model, self.shared.options.max_consumers);
             let inputs = names.model_inputs(&order.model);
-            if let Some(model) = self.known(number).and_then(|bucket| bucket.model(&inputs)) {
-                model.clean.store(order.clean, Ordering::Relaxed);
+            let known = self.known(number).and_then(|bucket| bucket.model(&inputs));
+            if known.is_some() {
                 continue;
             }
             topics.push(inputs);
@@ -159,7 +159,6 @@ impl Gateway {
                 let target = Target::new(&outputs, count(&outputs));
                 let workers = self.shared.options.workers;
                 let model = Model::new(&order.model, &inputs, target, workers);
-                model.clean.store(order.clean, Ordering::Relaxed);
                 models.push((Arc::new(model), count(&inputs)));
             }
             self.own(&bucket, number, models).await?;
@@ -270,11 +269,11 @@ impl Gateway {
         let names = &self.shared.names;
         let inputs = names.model_inputs(&order.model);
         let number = bucket_of(&order.model, self.shared.options.max_consumers);
-        let mut clean = order.clean;
+        // As the newest manifest has it: what it said before does not count.
+        let clean = order.clean;
         if let Some(bucket) = self.known(number)
-            && let Some(model) = bucket.model(&inputs)
+            && bucket.model(&inputs).is_some()
         {
-            clean |= model.clean.load(Ordering::Relaxed);
             let keys = bucket.lanes(&inputs);
             bucket.release(&inputs, Instant::now() + DRAIN).await;
             if self.shared.exactly_once() {

@@ -3,7 +3,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI32, Ordering},
+        atomic::{AtomicI32, Ordering},
     },
 };
 
@@ -52,8 +52,6 @@ pub(crate) struct Model {
     pub(crate) outputs: Target,
     /// Requests at a time.
     pub(crate) permits: Semaphore,
-    /// Topics go with the model.
-    pub(crate) clean: AtomicBool,
     /// Keys that are worked on, and what waits behind them.
     busy: Mutex<HashMap<Bytes, VecDeque<Job>>>,
 }
@@ -65,7 +63,6 @@ impl Model {
             inputs: inputs.into(),
             outputs,
             permits: Semaphore::new(workers.max(1)),
-            clean: AtomicBool::new(false),
             busy: Mutex::default(),
         }
     }

@@ -79,6 +79,6 @@ pub struct Options {
 impl Options {
     /// How long a model may take where the request brings no deadline.
     pub fn timeout(&self) -> Duration {
-        Duration::from_millis(self.worker_timeout_ms.max(1))
+        Duration::from_millis(self.worker_timeout_ms.clamp(1, 24 * 3_600_000))
     }
 }

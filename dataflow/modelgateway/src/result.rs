@@ -58,6 +58,44 @@ pub(crate) fn error(
     }
 }
 
+/// What is written where a record is too large: an error for a result; for an error, the same with its small headers only.
+/// `None`: that was tried already.
+pub(crate) fn instead(
+    errors: &Target,
+    model: &str,
+    record: &Outgoing,
+    why: &str,
+) -> Option<Outgoing> {
+    const SMALL: usize = 1 << 10;
+    let mut headers = record.headers.clone();
+    let is_error = record.topic == errors.topic;
+    if is_error {
+        let small = headers.iter().filter(|(_, value)| value.len() <= SMALL);
+        let small: Headers = small.map(|(name, value)| (name, value.clone())).collect();
+        if small.len() == headers.len() {
+            return None;
+        }
+        headers = small;
+    } else {
+        headers.set(header::ERROR, model.to_owned());
+        headers.set(header::STATUS, "413");
+        headers.set(header::GRPC_STATUS, "8");
+        headers.remove(header::INFER_TYPE);
+    }
+    let text = || format!("the answer of model {model} cannot be written: {why}");
+    Some(Outgoing {
+        topic: errors.topic.clone(),
+        partition: record.partition.map(|one| errors.partition(one)),
+        key: record.key.clone(),
+        value: if is_error {
+            record.value.clone()
+        } else {
+            Some(text().into())
+        },
+        headers,
+    })
+}
+
 fn common(job: &Job, span: Option<&RequestSpan>) -> Headers {
     let mut headers = job.record.headers.clone();
     if job.replayed {
@@ -71,4 +109,31 @@ fn common(job: &Job, span: Option<&RequestSpan>) -> Headers {
         }
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_large_becomes_an_error_and_then_a_small_one() {
+        let errors = Target::new("errors", 1);
+        let headers = [("pipeline", "p".to_owned()), ("x-large", "h".repeat(9_000))];
+        let result = Outgoing {
+            topic: "outputs".into(),
+            partition: Some(3),
+            key: Some("k".into()),
+            value: Some(vec![0; 9_000].into()),
+            headers: headers.into_iter().collect(),
+        };
+        let error = instead(&errors, "m", &result, "too large").unwrap();
+        assert_eq!((&*error.topic, error.partition), ("errors", Some(0)));
+        assert_eq!(error.headers.text(header::ERROR), Some("m"));
+        assert_eq!(error.headers.text(header::STATUS), Some("413"));
+        let small = instead(&errors, "m", &error, "too large").unwrap();
+        assert_eq!(small.headers.text("pipeline"), Some("p"));
+        assert_eq!(small.headers.text(header::STATUS), Some("413"));
+        assert!(!small.headers.has("x-large"));
+        assert!(instead(&errors, "m", &small, "too large").is_none());
+    }
 }

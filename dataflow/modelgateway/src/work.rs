@@ -1,9 +1,11 @@
 //! Working on one record: ask the model, write what came of it.
 use std::{
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use seldon_kafka::SendError;
 use seldon_records::{Headers, Outgoing, header};
@@ -20,8 +22,10 @@ use crate::{
     result,
 };
 
+/// No request takes longer, whatever it says.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// A topic that does not exist (any more) is waited for.
-const NO_TOPIC_FOR: Duration = Duration::from_secs(30);
+pub(crate) const NO_TOPIC_FOR: Duration = Duration::from_secs(30);
 
 impl Bucket {
     /// Works on a record, and then on those of the same key that came meanwhile.
@@ -34,7 +38,13 @@ impl Bucket {
     }
 
     async fn one(&self, model: &Model, job: &Job) {
-        let outgoing = self.outcome(model, job).await;
+        let outcome = AssertUnwindSafe(self.outcome(model, job)).catch_unwind();
+        // A panic must not keep the partition from going on.
+        let outgoing = outcome.await.unwrap_or_else(|_| {
+            let text = format!("model {}: the gateway failed: see its log", model.name);
+            let failure = Failure::new(Code::Internal, text);
+            result::error(&self.shared.errors, model, job, &failure, None)
+        });
         let record = &job.record;
         let (key, size) = (
             (Arc::clone(&record.topic), record.partition),
@@ -47,7 +57,7 @@ impl Bucket {
             return self.finish(&key, record.offset, size, Some(outgoing));
         }
         // What could not be written is not done: it is read again by the next owner.
-        if self.write(model, job, outgoing).await {
+        if self.write(model, outgoing).await {
             self.finish(&key, record.offset, size, None);
         }
     }
@@ -108,8 +118,8 @@ impl Bucket {
         };
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_ms = since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(0));
-        match u64::try_from(deadline - now_ms) {
-            Ok(left) if left > 0 => Ok(now + Duration::from_millis(left)),
+        match u64::try_from(deadline.saturating_sub(now_ms)) {
+            Ok(left) if left > 0 => Ok(now + Duration::from_millis(left).min(LONGEST)),
             _ => Err(Failure::new(
                 Code::DeadlineExceeded,
                 format!(
@@ -121,7 +131,7 @@ impl Bucket {
     }
 
     /// Writes until it is written; false where it cannot be.
-    async fn write(&self, model: &Model, job: &Job, mut outgoing: Outgoing) -> bool {
+    async fn write(&self, model: &Model, mut outgoing: Outgoing) -> bool {
         let (start, mut pause) = (Instant::now(), Duration::from_millis(20));
         loop {
             let error = match self.shared.producer.send(outgoing.clone()).await {
@@ -129,10 +139,15 @@ impl Bucket {
                 Err(error) => error,
             };
             match &error {
-                SendError::TooLarge if outgoing.topic != self.shared.errors.topic => {
-                    let text = format!("the answer of model {} is too large: {error}", model.name);
-                    let failure = Failure::new(Code::ResourceExhausted, text);
-                    outgoing = result::error(&self.shared.errors, model, job, &failure, None);
+                SendError::TooLarge => {
+                    let (errors, why) = (&self.shared.errors, error.to_string());
+                    match result::instead(errors, &model.name, &outgoing, &why) {
+                        Some(error) => outgoing = error,
+                        None => {
+                            tracing::error!(model = %model.name, "an error is given up: {why}");
+                            return true;
+                        }
+                    }
                     continue;
                 }
                 SendError::UnknownTopic(_) if start.elapsed() > NO_TOPIC_FOR => {
@@ -140,6 +155,8 @@ impl Bucket {
                     tracing::error!(model = %model.name, "a result is given up: {error}");
                     return true;
                 }
+                // It may have been written all the same.
+                SendError::Other(_) => outgoing.headers.set(header::REPEAT, "1"),
                 error if error.is_retryable() => {}
                 error => {
                     self.shared

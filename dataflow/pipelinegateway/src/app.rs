@@ -92,6 +92,7 @@ pub async fn run(
     let scrape = seldon_telemetry::serve(listeners.metrics, Arc::new(families), ended);
     services.spawn(async move { Ok(scrape.await?) });
     services.spawn(async move { replies.run().await });
+    services.spawn(writes(gateway.clone()));
     let period = Duration::from_secs(options.partition_refresh_seconds.max(1));
     services.spawn(refresh(gateway.routes.clone(), period));
 
@@ -146,6 +147,16 @@ fn gateway(
         stopping: AtomicBool::new(false),
     };
     Ok((Arc::new(gateway), replies))
+}
+
+/// Ends when requests cannot be written any more by this process.
+async fn writes(gateway: Arc<Gateway>) -> anyhow::Result<()> {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if let Some(reason) = gateway.producer.failed() {
+            bail!("requests cannot be written any more: {reason}");
+        }
+    }
 }
 
 async fn refresh(routes: Arc<Routes>, period: Duration) -> anyhow::Result<()> {

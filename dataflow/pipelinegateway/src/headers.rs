@@ -17,6 +17,8 @@ pub(crate) const ABSENT: HeaderName = HeaderName::from_static("x-seldon-absent")
 
 const ROUTE: HeaderName = HeaderName::from_static(header::ROUTE);
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+/// Nobody waits longer, whatever is asked for.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// A longer one goes no further, as at agents.
 const LONGEST_ROUTE: usize = 4 << 10;
 
@@ -48,12 +50,13 @@ pub(crate) fn of_request(fields: &HeaderMap, request_id: &str) -> Headers {
     headers
 }
 
-/// The headers of an answer: the key as `x-request-id`, all other `x-*`, the routes of all steps in one. The pipeline's
-/// own route is left to Envoy, which adds it: a client that sends its routes back would have it twice.
+/// The headers of an answer: the key as `x-request-id`, all other `x-*` but Envoy's, which it would act on, and the
+/// routes of all steps in one. The pipeline's own route is left to Envoy, which adds it: a client that sends its routes back would have it twice.
 pub(crate) fn of_answer(record: &Record) -> HeaderMap {
     let mut fields = HeaderMap::new();
     for (name, value) in record.headers.iter() {
         let own = OWN.contains(&name) && name != header::PIPELINE_VERSION;
+        let own = own || name.starts_with("x-envoy-");
         let passes = name.starts_with("x-") && !own && name != header::ROUTE;
         if passes || TRACE.contains(&name) {
             let name = HeaderName::from_bytes(name.as_bytes());
@@ -106,10 +109,8 @@ pub(crate) fn patience(fields: &HeaderMap) -> Option<Duration> {
         .and_then(|text| text.parse().ok())
         .filter(|milliseconds| *milliseconds > 0)
         .map(Duration::from_millis);
-    match (grpc, envoy) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
-    }
+    let asked = grpc.into_iter().chain(envoy).min();
+    asked.map(|asked| asked.min(LONGEST_PATIENCE))
 }
 
 /// At most eight digits and a unit.
@@ -138,6 +139,7 @@ mod tests {
             ("x-seldon-route", ":a_1: :p.pipeline:"),
             ("x-seldon-route", ":b_1:"),
             ("x-forwarded-proto", "http"),
+            ("x-envoy-max-retries", "9"),
             ("x-seldon-scope", "c:p.pipeline"),
             ("x-pipeline-version", "7"),
             ("x-request-id", "old"),
@@ -152,6 +154,7 @@ mod tests {
         all.sort_unstable();
         let wanted = [
             "traceparent",
+            "x-envoy-max-retries",
             "x-forwarded-proto",
             "x-request-id",
             "x-seldon-route",
@@ -183,6 +186,7 @@ mod tests {
         assert_eq!(answer.get_all(header::ROUTE).iter().count(), 1);
         assert_eq!(answer["x-pipeline-version"], "2");
         assert!(!answer.contains_key("seldon-id"));
+        assert!(!answer.contains_key("x-envoy-max-retries"));
     }
 
     #[test]
@@ -193,6 +197,10 @@ mod tests {
         assert_eq!(patience(&fields), Some(Duration::from_secs(60)));
         fields.insert("grpc-timeout", HeaderValue::from_static("250m"));
         assert_eq!(patience(&fields), Some(Duration::from_millis(250)));
+        let endless = HeaderValue::from(u64::MAX);
+        fields.insert("x-envoy-expected-rq-timeout-ms", endless);
+        fields.insert("grpc-timeout", HeaderValue::from_static("99999999H"));
+        assert_eq!(patience(&fields), Some(LONGEST_PATIENCE));
         for wrong in ["", "m", "123456789S", "-1S", "1x", "é"] {
             assert_eq!(grpc_timeout(wrong), None, "{wrong}");
         }

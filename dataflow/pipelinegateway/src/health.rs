@@ -26,7 +26,7 @@ pub(crate) async fn serve(
     let app = Router::new()
         .route("/startup", get(startup))
         .route("/ready", get(ready))
-        .route("/live", get(|| async { "live\n" }))
+        .route("/live", get(live))
         .with_state(Shared {
             gateway,
             subscribed,
@@ -34,6 +34,13 @@ pub(crate) async fn serve(
     axum::serve(listener, app)
         .with_graceful_shutdown(end.cancelled_owned())
         .await
+}
+
+async fn live(State(shared): State<Shared>) -> (StatusCode, &'static str) {
+    match shared.gateway.producer.failed() {
+        None => (StatusCode::OK, "live\n"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "the producer failed\n"),
+    }
 }
 
 async fn startup(State(shared): State<Shared>) -> (StatusCode, &'static str) {

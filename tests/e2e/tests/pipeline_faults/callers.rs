@@ -126,7 +126,11 @@ impl Calling {
             .header("host", &self.target)
             .header("seldon-model", format!("{}.pipeline", self.pipeline))
             .header("content-type", "application/json")
-            .header("grpc-timeout", format!("{}S", DEADLINE.as_secs()))
+            // Envoy keeps it, and tells the gateway.
+            .header(
+                "x-envoy-upstream-rq-timeout-ms",
+                DEADLINE.as_millis().to_string(),
+            )
             .header(MARK, mark(self.key, number));
         let request = match self.request_id {
             Some(id) => request.header("x-request-id", id),

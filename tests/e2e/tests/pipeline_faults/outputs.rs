@@ -37,8 +37,10 @@ pub(crate) struct Seen {
     pub(crate) unmarked_repeats: Vec<String>,
     pub(crate) disorder: Vec<String>,
     pub(crate) wrong: Vec<String>,
-    /// Results that are errors, by their text.
+    /// Results of the writer's records that are errors, by their text.
     pub(crate) errors: BTreeMap<String, u64>,
+    /// Errors of callers, who are told of them: their time was over.
+    pub(crate) of_callers: u64,
 }
 
 impl Seen {
@@ -64,7 +66,9 @@ impl Seen {
         let repeat = record.headers.has(header::REPEAT);
         self.marked += u64::from(repeat);
         let value = record.value.clone().unwrap_or_default();
-        if record.headers.has(header::ERROR) {
+        if record.headers.has(header::ERROR) && request.0 >= FIRST_KEY {
+            self.of_callers += 1;
+        } else if record.headers.has(header::ERROR) {
             let text = String::from_utf8_lossy(&value).into_owned();
             *self.errors.entry(text).or_default() += 1;
         } else {

@@ -165,13 +165,14 @@ fn none(found: &[String], what: &str) -> Result<()> {
 
 fn tell(what: &str, records: i64, seen: &Seen, answers: &Answers) {
     println!(
-        "{what}: {} of {records} records have a result; {} written again, {} marked ({} of them the first); {} errors; \
+        "{what}: {} of {records} records have a result; {} written again, {} marked ({} of them the first); {} errors, {} of callers; \
          {} out of order, {} wrong, {} repeats unmarked",
         seen.of_topics(KEYS),
         seen.repeated(),
         seen.marked,
         seen.marked_first,
         seen.errors.values().sum::<u64>(),
+        seen.of_callers,
         seen.disorder.len(),
         seen.wrong.len(),
         seen.unmarked_repeats.len(),

@@ -266,7 +266,10 @@ pub(crate) fn models_of(entry: &Entry) -> BTreeSet<Arc<str>> {
         return BTreeSet::new();
     }
     // Requests in flight in a version that leaves need its models as well.
-    let living = entry.versions.iter().filter(|version| version.ended.is_none());
+    let living = entry
+        .versions
+        .iter()
+        .filter(|version| version.ended.is_none());
     let specs = living.map(|version| &version.spec).chain(&entry.next);
     specs
         .flat_map(|spec| &spec.steps)
