@@ -120,12 +120,17 @@ fn passes(error: &SendError) -> bool {
     error.is_retryable() || *error == SendError::TooLarge
 }
 
-/// Undoes a transaction, however long the broker is away.
+/// A broker may be away for so long; a gateway that starts anew undoes what is left as well.
+const UNDO_FOR: Duration = Duration::from_secs(120);
+
+/// Undoes a transaction, also where the broker is away for a while.
 async fn undo(transactions: &Transactions) -> Result<(), SendError> {
-    let mut pause = Duration::from_millis(100);
+    let (start, mut pause) = (Instant::now(), Duration::from_millis(100));
     loop {
         match transactions.abort().await {
-            Err(error) if error.is_retryable() => tracing::warn!("not undone yet: {error}"),
+            Err(error) if error.is_retryable() && start.elapsed() < UNDO_FOR => {
+                tracing::warn!("not undone yet: {error}");
+            }
             done => return done,
         }
         sleep(pause).await;

@@ -125,7 +125,9 @@ impl Plain {
                 lane.failed(number);
                 self.again.get_or_insert(Instant::now() + PAUSE);
             }
-            Err(SendError::Fenced) => self.broken = Some(SendError::Fenced.to_string()),
+            Err(error @ (SendError::Fenced | SendError::Failed(_))) => {
+                self.broken = Some(error.to_string());
+            }
             Err(error) => {
                 if let Some(mut item) = lane.delivered(number)
                     && let Some(record) = self.tools.instead(&item.record, &error)
@@ -161,5 +163,6 @@ impl Plain {
 
 /// An idempotent client that has lost its place in a partition writes nothing any more.
 pub(super) fn fatal(error: &SendError) -> bool {
-    matches!(error, SendError::Other(text) if text.to_ascii_lowercase().contains("fatal"))
+    matches!(error, SendError::Failed(_))
+        || matches!(error, SendError::Other(text) if text.to_ascii_lowercase().contains("fatal"))
 }
