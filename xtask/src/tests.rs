@@ -125,7 +125,9 @@ impl Test {
             // Chosen by target and not by package, which would build shared dependencies anew.
             Block::Unit => {
                 let targets = programs(|folder| !folder.starts_with("dataflow") && folder != E2E)?;
-                self.tests(&["--lib", "--bins"], &targets, said)?;
+                // End-to-end programs of the same names are left to their own blocks.
+                let flags = ["--exclude", "seldon-e2e", "--lib", "--bins"];
+                self.tests(&flags, &targets, said)?;
                 self.tests(&["--doc"], &[], said)
             }
             Block::System | Block::Experiments => self.tests(&[], &end_to_end(block)?, said),
