@@ -22,7 +22,7 @@ const PACKAGES: [&str; 8] = [
     "inferenceSchema",
 ];
 
-/// What we added to those packages, and nothing else: cohorts and guarded roll-outs.
+/// What we added to those packages, and nothing else: cohorts, guarded roll-outs, and the ports of pipeline gateways.
 const OURS: &str = "\
 seldon.mlops.scheduler.Experiment field 100 cohort optional ExperimentCohort
 seldon.mlops.scheduler.Experiment field 101 rollout optional ExperimentRollout
@@ -34,6 +34,8 @@ seldon.mlops.scheduler.ExperimentRollout field 2 intervalSeconds uint32
 seldon.mlops.scheduler.ExperimentRollout field 3 minRequests uint32
 seldon.mlops.scheduler.ExperimentRollout field 4 maxErrorRateIncrease optional double
 seldon.mlops.scheduler.ExperimentRollout field 5 maxLatencyRatio optional double
+seldon.mlops.scheduler.PipelineSubscriptionRequest field 100 subscriberHttpPort uint32
+seldon.mlops.scheduler.PipelineSubscriptionRequest field 101 subscriberGrpcPort uint32
 ";
 
 #[test]
