@@ -27,7 +27,7 @@ impl Failure {
     pub(crate) fn of_status(status: &Status) -> Self {
         let broken = status.source().is_some();
         let code = match status.code() {
-            Code::Unknown | Code::Internal if broken => Code::Unavailable,
+            Code::Unknown | Code::Internal | Code::Cancelled if broken => Code::Unavailable,
             code => code,
         };
         let mut text = status.message().to_owned();
@@ -86,5 +86,27 @@ fn http_of(code: Code) -> u16 {
         Code::Unavailable => 503,
         Code::DeadlineExceeded => 504,
         Code::Unknown | Code::Internal | Code::DataLoss => 500,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_call_that_broke_here_is_asked_again() {
+        let broke = |code: Code| {
+            let mut status = Status::new(code, "operation was canceled");
+            status.set_source(std::sync::Arc::new(std::io::Error::other("gone")));
+            Failure::of_status(&status)
+        };
+        for code in [Code::Cancelled, Code::Unknown, Code::Internal] {
+            assert!(broke(code).passes, "{code}");
+            assert!(
+                !Failure::of_status(&Status::new(code, "said so")).passes,
+                "{code}"
+            );
+        }
+        assert!(!broke(Code::InvalidArgument).passes);
     }
 }
