@@ -92,7 +92,7 @@ pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
     if let Some(id) = headers.get(REQUEST_ID).filter(|id| !id.is_empty()) {
         return id.clone();
     }
-    let id = HeaderValue::from_str(&crate::xid::request_id())
+    let id = HeaderValue::from_str(&seldon_telemetry::request_id())
         .expect("letters and digits make a header value");
     headers.insert(REQUEST_ID, id.clone());
     id

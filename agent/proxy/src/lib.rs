@@ -26,11 +26,9 @@ mod proxy;
 mod rest;
 mod routes;
 mod server;
-mod xid;
 
 pub use errors::Reset;
 pub use frames::{FrameError, Rewriter};
 pub use metrics::{Gauges, Metrics};
 pub use models::{Identity, Lease, Limits, Models, NotServed, Upstream};
 pub use proxy::Proxy;
-pub use xid::request_id;

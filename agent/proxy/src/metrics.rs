@@ -2,19 +2,16 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
 use prometheus_client::{
-    encoding::{
-        EncodeGaugeValue, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder,
-    },
-    metrics::{
-        MetricType, TypedMetric, counter, family::Family, gauge::Gauge, histogram::Histogram,
-    },
+    encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder},
+    metrics::{family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use seldon_telemetry::{Count, Seconds};
 
 use crate::{headers::stem, models::Identity};
 
@@ -445,54 +442,6 @@ impl<const N: usize> EncodeLabelSet for Labels<N> {
         }
         ("server", &*self.replica.server).encode(encoder.encode_label())?;
         ("server_replica", &*self.replica.ordinal).encode(encoder.encode_label())
-    }
-}
-
-/// A counter under exactly its registered name: the library would append `_total`, which some documented names lack.
-#[derive(Debug, Default)]
-struct Plain<N>(counter::Counter<N, AtomicU64>)
-where
-    AtomicU64: counter::Atomic<N>;
-
-type Count = Plain<u64>;
-type Seconds = Plain<f64>;
-
-impl<N> Plain<N>
-where
-    AtomicU64: counter::Atomic<N>,
-{
-    fn add(&self, more: N) {
-        self.0.inc_by(more);
-    }
-}
-
-impl<N> Clone for Plain<N>
-where
-    AtomicU64: counter::Atomic<N>,
-{
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<N> TypedMetric for Plain<N>
-where
-    AtomicU64: counter::Atomic<N>,
-{
-    const TYPE: MetricType = MetricType::Counter;
-}
-
-impl<N> EncodeMetric for Plain<N>
-where
-    AtomicU64: counter::Atomic<N>,
-    N: EncodeGaugeValue,
-{
-    fn encode(&self, mut encoder: MetricEncoder) -> fmt::Result {
-        encoder.encode_gauge(&self.0.get())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
     }
 }
 

@@ -1,15 +1,19 @@
 //! Logs, traces and metrics: one way for every process.
+mod counter;
 mod logs;
 mod metrics;
 mod propagation;
 mod spans;
 mod traces;
+mod xid;
 
+pub use counter::{Count, Plain, Seconds};
 pub use logs::{Level, UnknownLevel};
 pub use metrics::{render, serve};
 pub use propagation::{extract, inject};
 pub use spans::RequestSpan;
 pub use traces::{TracingConfig, TracingConfigError};
+pub use xid::request_id;
 
 /// Keeps exporters alive; spans that wait are sent when it is dropped.
 #[must_use = "spans are exported only while this lives"]

@@ -206,7 +206,7 @@ fn outgoing(
 pub(crate) fn request_id(fields: &HeaderMap) -> HeaderValue {
     let given = fields.get(headers::REQUEST_ID).filter(|id| !id.is_empty());
     given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&seldon_agent_proxy::request_id())
+        HeaderValue::from_str(&seldon_telemetry::request_id())
             .expect("letters and digits make a header value")
     })
 }

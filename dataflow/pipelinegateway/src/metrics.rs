@@ -1,17 +1,16 @@
 //! The documented metrics of a pipeline gateway: names, labels and buckets.
 use std::{
     fmt,
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use prometheus_client::{
-    encoding::{
-        EncodeGaugeValue, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder,
-    },
-    metrics::{MetricType, TypedMetric, counter, family::Family, histogram::Histogram},
+    encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder},
+    metrics::{family::Family, histogram::Histogram},
     registry::Registry,
 };
+use seldon_telemetry::{Count, Seconds};
 
 const BUCKETS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -170,53 +169,5 @@ impl<const N: usize> EncodeLabelSet for Labels<N> {
             (*name, &**value).encode(encoder.encode_label())?;
         }
         ("server", SERVER).encode(encoder.encode_label())
-    }
-}
-
-/// A counter under exactly its registered name: the library would append `_total` once more.
-#[derive(Debug, Default)]
-struct Plain<N>(counter::Counter<N, AtomicU64>)
-where
-    AtomicU64: counter::Atomic<N>;
-
-type Count = Plain<u64>;
-type Seconds = Plain<f64>;
-
-impl<N> Plain<N>
-where
-    AtomicU64: counter::Atomic<N>,
-{
-    fn add(&self, more: N) {
-        self.0.inc_by(more);
-    }
-}
-
-impl<N> Clone for Plain<N>
-where
-    AtomicU64: counter::Atomic<N>,
-{
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<N> TypedMetric for Plain<N>
-where
-    AtomicU64: counter::Atomic<N>,
-{
-    const TYPE: MetricType = MetricType::Counter;
-}
-
-impl<N> EncodeMetric for Plain<N>
-where
-    AtomicU64: counter::Atomic<N>,
-    N: EncodeGaugeValue,
-{
-    fn encode(&self, mut encoder: MetricEncoder) -> fmt::Result {
-        encoder.encode_gauge(&self.0.get())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
     }
 }
