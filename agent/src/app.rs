@@ -402,14 +402,7 @@ pub fn scheduler(
         bail!("--scheduler-host is empty");
     }
     let keep_alive = Duration::from_secs(keep_alive_seconds.max(1));
-    Ok(
-        tonic::transport::Endpoint::from_shared(format!("http://{host}:{port}"))?
-            .connect_timeout(Duration::from_millis(900))
-            .http2_keep_alive_interval(keep_alive)
-            .keep_alive_timeout(keep_alive)
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(seldon_tls::connector(tls)),
-    )
+    Ok(seldon_tls::channel(host, port, tls, keep_alive)?)
 }
 
 fn proxy_tls() -> anyhow::Result<Option<ServerTls>> {

@@ -2,11 +2,13 @@
 //!
 //! A name such as `CONTROL_PLANE` has a protocol (`CONTROL_PLANE_SECURITY_PROTOCOL`) and two sides whose certificates
 //! are named by `CONTROL_PLANE_SERVER_TLS_*` and `CONTROL_PLANE_CLIENT_TLS_*`.
+mod channel;
 mod environment;
 mod files;
 mod io;
 mod rotation;
 
+pub use channel::channel;
 pub use environment::{Environment, Protocol};
 pub use files::{Files, Pem};
 pub use io::{ClientIo, Connector, Incoming, ServerIo, connector};

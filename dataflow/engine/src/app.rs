@@ -200,12 +200,8 @@ fn scheduler(options: &Options) -> anyhow::Result<Channel> {
         }
     };
     let keep_alive = Duration::from_secs(options.upstream_keepalive_seconds.max(1));
-    chainer::channel(
-        &options.upstream_host,
-        options.upstream_port,
-        tls,
-        keep_alive,
-    )
+    let (host, port) = (&options.upstream_host, options.upstream_port);
+    Ok(seldon_tls::channel(host, port, tls, keep_alive)?)
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -6,7 +6,6 @@ use seldon_grpc::chainer::chainer_client::ChainerClient;
 use seldon_proto::chainer::{
     PipelineSubscriptionRequest, PipelineUpdateMessage, PipelineUpdateStatusMessage,
 };
-use seldon_tls::ClientTls;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -17,23 +16,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often an acknowledgement is tried again; what is lost for good the scheduler asks for when it is back.
 const TRIES: usize = 5;
-
-/// A channel that connects when it is used and notices a dead peer by keep-alive.
-pub fn channel(
-    host: &str,
-    port: u16,
-    tls: Option<ClientTls>,
-    keep_alive: Duration,
-) -> anyhow::Result<Channel> {
-    Ok(
-        tonic::transport::Endpoint::from_shared(format!("http://{host}:{port}"))?
-            .connect_timeout(Duration::from_millis(900))
-            .http2_keep_alive_interval(keep_alive)
-            .keep_alive_timeout(keep_alive)
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(seldon_tls::connector(tls)),
-    )
-}
 
 /// Subscribes for ever; gives orders to `take` and says whether it is connected.
 pub async fn follow(
