@@ -174,15 +174,7 @@ fn read(record: &Record, topic: Option<&Topic>) -> Result<ModelInferRequest, Str
 }
 
 fn step(topic: Option<&Topic>) -> &str {
-    match topic {
-        Some(
-            Topic::ModelInputs(name)
-            | Topic::ModelOutputs(name)
-            | Topic::PipelineInputs(name)
-            | Topic::PipelineOutputs(name),
-        ) => name,
-        _ => "",
-    }
+    topic.and_then(Topic::owner).unwrap_or_default()
 }
 
 /// A member's headers with those that the batch's answer got on its way.

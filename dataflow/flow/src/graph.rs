@@ -238,19 +238,12 @@ fn step(
 }
 
 fn port_of(ports: &mut Vec<Port>, source: &PipelineTopic, names: &Names) -> Result<usize, String> {
-    let name = match names.parse(&source.topic_name) {
-        Some(
-            Topic::ModelInputs(name)
-            | Topic::ModelOutputs(name)
-            | Topic::PipelineInputs(name)
-            | Topic::PipelineOutputs(name),
-        ) => name,
-        _ => {
-            return Err(format!(
-                "source {:?} is no topic of a model or a pipeline",
-                source.topic_name
-            ));
-        }
+    let topic = names.parse(&source.topic_name);
+    let Some(name) = topic.as_ref().and_then(Topic::owner) else {
+        return Err(format!(
+            "source {:?} is no topic of a model or a pipeline",
+            source.topic_name
+        ));
     };
     let found = ports.iter().position(|port| {
         *port.topic == *source.topic_name && port.pipeline == source.pipeline_name
@@ -259,7 +252,7 @@ fn port_of(ports: &mut Vec<Port>, source: &PipelineTopic, names: &Names) -> Resu
         ports.push(Port {
             topic: source.topic_name.as_str().into(),
             pipeline: source.pipeline_name.clone(),
-            source: name,
+            source: name.to_owned(),
             data: None,
             renames: Vec::new(),
             once: false,

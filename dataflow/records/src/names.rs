@@ -30,6 +30,19 @@ pub enum Topic {
     Errors,
 }
 
+impl Topic {
+    /// The model or pipeline whose topic it is.
+    pub fn owner(&self) -> Option<&str> {
+        match self {
+            Self::ModelInputs(name)
+            | Self::ModelOutputs(name)
+            | Self::PipelineInputs(name)
+            | Self::PipelineOutputs(name) => Some(name),
+            Self::Errors => None,
+        }
+    }
+}
+
 impl Names {
     /// `prefix` and `group_prefix` as in `kafka.json` (`None`: the default), `namespace` may be empty.
     pub fn new(
