@@ -6,8 +6,10 @@
 //! A pipeline whose joins are full lets a partition wait: its cursor there stands still, the others go on, and when it
 //! has room the reader goes back to where it stood. So nobody waits for another pipeline and nothing is buffered; the
 //! price is that a stretch is read twice. Where it is alone the reader pauses, and nothing is.
+mod command;
 mod index;
 mod owned;
+mod seats;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use crate::writer::{Broken, Writer};
 use index::Index;
 use owned::{Owned, Spot, Version};
 
+pub use command::{Command, Ended, Look, Read};
 pub use owned::At;
 
 /// How often progress is written when there is some.
@@ -38,76 +41,6 @@ const ALL: u32 = 60;
 const TURN: usize = 256;
 /// How long results and progress may take when the engine stops.
 const FLUSH: Duration = Duration::from_secs(5);
-
-/// What the rest of the engine asks of the worker.
-pub enum Command {
-    /// What a pipeline reads already, and whether it runs this very version.
-    Look {
-        update: Box<PipelineUpdateMessage>,
-        answer: oneshot::Sender<Look>,
-    },
-    /// Lets a version run, from these entries in what was not read before.
-    Install {
-        update: Box<PipelineUpdateMessage>,
-        starts: Vec<(At, Entry)>,
-        answer: oneshot::Sender<Result<(), String>>,
-    },
-    /// Lets a version end; answers whether it is the last one, and nothing where there is no such version.
-    Retire {
-        pipeline: Arc<str>,
-        version: u32,
-        answer: oneshot::Sender<Option<bool>>,
-    },
-    /// Whether nothing of it is on its way.
-    Idle {
-        pipeline: Arc<str>,
-        version: u32,
-        answer: oneshot::Sender<bool>,
-    },
-    /// Takes a version away; with the last one the pipeline is released. Answers when that is written.
-    Remove {
-        pipeline: Arc<str>,
-        version: u32,
-        answer: oneshot::Sender<()>,
-    },
-    /// Progress records to be written in their order with all others.
-    Write {
-        records: Vec<Outgoing>,
-        answer: oneshot::Sender<()>,
-    },
-    /// Reads partitions that a topic has got, from these entries.
-    Grow {
-        pipeline: Arc<str>,
-        starts: Vec<(At, Entry)>,
-    },
-    /// What is read: topic, partitions, positions, and by whom.
-    Survey { answer: oneshot::Sender<Vec<Read>> },
-}
-
-/// See [`Command::Look`].
-#[derive(Debug, Default)]
-pub struct Look {
-    pub runs: bool,
-    pub places: HashSet<At>,
-}
-
-/// See [`Command::Survey`].
-#[derive(Debug)]
-pub struct Read {
-    pub topic: Arc<str>,
-    pub readers: Vec<Arc<str>>,
-    /// By partition, the next offset.
-    pub positions: HashMap<i32, i64>,
-}
-
-/// How a worker ended.
-#[derive(Debug)]
-pub enum Ended {
-    /// As told.
-    Stopped,
-    /// It cannot go on: begin anew.
-    Broken(String),
-}
 
 /// The worker.
 pub struct Worker {
@@ -282,90 +215,6 @@ impl Worker {
         if !paused.is_empty() {
             self.wait(pipeline, paused);
         }
-    }
-
-    /// Lets partitions of a pipeline wait.
-    fn wait(&mut self, pipeline: &Arc<str>, paused: BTreeSet<At>) {
-        let Some(owned) = self.pipelines.get_mut(pipeline) else {
-            return;
-        };
-        for at in paused {
-            let Some(spot) = owned.spots.get_mut(&at) else {
-                continue;
-            };
-            if spot.cursor.is_suspended() {
-                continue;
-            }
-            if let Some(position) = self.positions.get(&at) {
-                spot.cursor.passed(*position);
-            }
-            spot.cursor.suspend();
-            self.waiting.insert(pipeline.clone());
-            if self.index.readers(&at.0).count() == 1 {
-                self.context.consumer.pause(std::slice::from_ref(&at));
-                self.paused.insert(at);
-            }
-        }
-    }
-
-    /// Lets partitions that waited go on where they may.
-    fn go_on(&mut self) {
-        let waiting: Vec<Arc<str>> = self.waiting.iter().cloned().collect();
-        for pipeline in waiting {
-            let Some(owned) = self.pipelines.get_mut(&pipeline) else {
-                self.waiting.remove(&pipeline);
-                continue;
-            };
-            let paused = owned.flow.paused();
-            let (closing, entries) = (owned.closing, &owned.entries);
-            let may = |at: &At| !(paused.contains(at) || closing && entries.contains(&at.0));
-            let mut resumed = Vec::new();
-            let mut left = false;
-            for (at, spot) in &mut owned.spots {
-                if spot.cursor.is_suspended() && may(at) {
-                    spot.cursor.resume();
-                    resumed.push((at.clone(), spot.cursor.floor()));
-                }
-                left |= spot.cursor.is_suspended();
-            }
-            if !left {
-                self.waiting.remove(&pipeline);
-            }
-            for (at, floor) in resumed {
-                self.seat(&at, floor);
-            }
-        }
-    }
-
-    /// Sees to it that a partition is read from `start`, or from before.
-    fn seat(&mut self, at: &At, start: i64) {
-        let consumer = &self.context.consumer;
-        if self.paused.remove(at) {
-            consumer.resume(std::slice::from_ref(at));
-        }
-        let (topic, partition) = at;
-        let begin = (topic.clone(), *partition, Position::Offset(start));
-        let read = match self.positions.get(at).copied() {
-            None => consumer.assign(&[begin]),
-            Some(position) if position <= start => return,
-            Some(position) => {
-                for reader in self.index.readers(topic) {
-                    if let Some(owned) = self.pipelines.get_mut(reader)
-                        && let Some(spot) = owned.spots.get_mut(at)
-                        && spot.cursor.floor() != start
-                    {
-                        spot.cursor.passed(position);
-                    }
-                }
-                // Not `seek`, which lets through what was fetched before.
-                let again = consumer.unassign(std::slice::from_ref(at));
-                again.and_then(|()| consumer.assign(&[begin]))
-            }
-        };
-        if let Err(error) = read {
-            tracing::error!(topic = %topic, partition, "a partition cannot be read: {error:#}");
-        }
-        self.positions.insert(at.clone(), start);
     }
 
     /// In transactions: progress of all that had results, which ends a group.

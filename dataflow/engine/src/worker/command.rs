@@ -1,0 +1,80 @@
+//! What the rest of the engine asks of the worker, and what it answers.
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use seldon_proto::chainer::PipelineUpdateMessage;
+use seldon_records::Outgoing;
+use tokio::sync::oneshot;
+
+use super::At;
+use crate::ledger::Entry;
+
+/// What the rest of the engine asks of the worker.
+pub enum Command {
+    /// What a pipeline reads already, and whether it runs this very version.
+    Look {
+        update: Box<PipelineUpdateMessage>,
+        answer: oneshot::Sender<Look>,
+    },
+    /// Lets a version run, from these entries in what was not read before.
+    Install {
+        update: Box<PipelineUpdateMessage>,
+        starts: Vec<(At, Entry)>,
+        answer: oneshot::Sender<Result<(), String>>,
+    },
+    /// Lets a version end; answers whether it is the last one, and nothing where there is no such version.
+    Retire {
+        pipeline: Arc<str>,
+        version: u32,
+        answer: oneshot::Sender<Option<bool>>,
+    },
+    /// Whether nothing of it is on its way.
+    Idle {
+        pipeline: Arc<str>,
+        version: u32,
+        answer: oneshot::Sender<bool>,
+    },
+    /// Takes a version away; with the last one the pipeline is released. Answers when that is written.
+    Remove {
+        pipeline: Arc<str>,
+        version: u32,
+        answer: oneshot::Sender<()>,
+    },
+    /// Progress records to be written in their order with all others.
+    Write {
+        records: Vec<Outgoing>,
+        answer: oneshot::Sender<()>,
+    },
+    /// Reads partitions that a topic has got, from these entries.
+    Grow {
+        pipeline: Arc<str>,
+        starts: Vec<(At, Entry)>,
+    },
+    /// What is read: topic, partitions, positions, and by whom.
+    Survey { answer: oneshot::Sender<Vec<Read>> },
+}
+
+/// See [`Command::Look`].
+#[derive(Debug, Default)]
+pub struct Look {
+    pub runs: bool,
+    pub places: HashSet<At>,
+}
+
+/// See [`Command::Survey`].
+#[derive(Debug)]
+pub struct Read {
+    pub topic: Arc<str>,
+    pub readers: Vec<Arc<str>>,
+    /// By partition, the next offset.
+    pub positions: HashMap<i32, i64>,
+}
+
+/// How a worker ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// As told.
+    Stopped,
+    /// It cannot go on: begin anew.
+    Broken(String),
+}
