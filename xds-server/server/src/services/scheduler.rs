@@ -79,6 +79,31 @@ impl SchedulerApi {
         })
     }
 
+    /// The status of one by its name, or of all.
+    async fn statuses<T: Send + 'static>(
+        &self,
+        name: Option<String>,
+        unknown: fn(&str) -> String,
+        every: fn(&State) -> Vec<Arc<str>>,
+        status: fn(&State, &str, Now) -> Option<T>,
+    ) -> Stream<T> {
+        let names = match name {
+            None => self.writer.read(move |state, _| every(state)).await?,
+            Some(name) => {
+                let name: Arc<str> = name.into();
+                let asked = name.clone();
+                let known = self
+                    .writer
+                    .read(move |state, now| status(state, &asked, now).is_some());
+                if !known.await? {
+                    return Err(Status::failed_precondition(unknown(&name)));
+                }
+                vec![name]
+            }
+        };
+        Ok(Response::new(self.all(names, status)))
+    }
+
     /// One status of each name, in the order of the names, read in pieces so that nobody waits long.
     fn all<T: Send + 'static>(
         &self,
@@ -213,32 +238,14 @@ impl Scheduler for SchedulerApi {
         request: Request<ModelStatusRequest>,
     ) -> Stream<ModelStatusResponse> {
         let request = request.into_inner();
-        let status = if request.all_versions {
-            every_version
-        } else {
-            latest_model
+        let status = match request.all_versions {
+            true => every_version,
+            false => latest_model,
         };
-        let names = match request.model {
-            None => {
-                self.writer
-                    .read(|state, _| names(state.model_names()))
-                    .await?
-            }
-            Some(model) => {
-                let name: Arc<str> = model.name.into();
-                let asked = name.clone();
-                let known = self
-                    .writer
-                    .read(move |state, now| status(state, &asked, now).is_some());
-                if !known.await? {
-                    return Err(Status::failed_precondition(format!(
-                        "model {name} is not known"
-                    )));
-                }
-                vec![name]
-            }
-        };
-        Ok(Response::new(self.all(names, status)))
+        let unknown = |name: &str| format!("model {name} is not known");
+        let name = request.model.map(|model| model.name);
+        self.statuses(name, unknown, |state| names(state.model_names()), status)
+            .await
     }
 
     type ServerStatusStream = Answers<ServerStatusResponse>;
@@ -246,26 +253,10 @@ impl Scheduler for SchedulerApi {
         &self,
         request: Request<ServerStatusRequest>,
     ) -> Stream<ServerStatusResponse> {
-        let names = match request.into_inner().name {
-            None => {
-                self.writer
-                    .read(|state, _| names(state.server_names()))
-                    .await?
-            }
-            Some(name) => {
-                let asked = name.clone();
-                let known = self
-                    .writer
-                    .read(move |state, _| state.server_status(&asked).is_some());
-                if !known.await? {
-                    return Err(Status::failed_precondition(format!(
-                        "server [{name}] is not known"
-                    )));
-                }
-                vec![name.into()]
-            }
-        };
-        Ok(Response::new(self.all(names, server)))
+        let unknown = |name: &str| format!("server [{name}] is not known");
+        let name = request.into_inner().name;
+        self.statuses(name, unknown, |state| names(state.server_names()), server)
+            .await
     }
 
     async fn scheduler_status(
@@ -375,31 +366,13 @@ impl Scheduler for SchedulerApi {
         request: Request<PipelineStatusRequest>,
     ) -> Stream<PipelineStatusResponse> {
         let request = request.into_inner();
-        let status = if request.all_versions {
-            every_pipeline_version
-        } else {
-            latest_pipeline
+        let status = match request.all_versions {
+            true => every_pipeline_version,
+            false => latest_pipeline,
         };
-        let names = match request.name {
-            None => {
-                self.writer
-                    .read(|state, _| names(state.pipeline_names()))
-                    .await?
-            }
-            Some(name) => {
-                let asked = name.clone();
-                let known = self
-                    .writer
-                    .read(move |state, now| status(state, &asked, now).is_some());
-                if !known.await? {
-                    return Err(Status::failed_precondition(format!(
-                        "pipeline {name} is not known"
-                    )));
-                }
-                vec![name.into()]
-            }
-        };
-        Ok(Response::new(self.all(names, status)))
+        let unknown = |name: &str| format!("pipeline {name} is not known");
+        let every = |state: &State| names(state.pipeline_names());
+        self.statuses(request.name, unknown, every, status).await
     }
 
     type SubscribePipelineStatusStream = Answers<PipelineStatusResponse>;
@@ -469,26 +442,10 @@ impl Scheduler for SchedulerApi {
         &self,
         request: Request<ExperimentStatusRequest>,
     ) -> Stream<ExperimentStatusResponse> {
-        let names = match request.into_inner().name {
-            None => {
-                self.writer
-                    .read(|state, _| names(state.experiment_names()))
-                    .await?
-            }
-            Some(name) => {
-                let asked = name.clone();
-                let known = self
-                    .writer
-                    .read(move |state, _| state.experiment_status(&asked).is_some());
-                if !known.await? {
-                    return Err(Status::failed_precondition(format!(
-                        "experiment {name} is not known"
-                    )));
-                }
-                vec![name.into()]
-            }
-        };
-        Ok(Response::new(self.all(names, experiment)))
+        let unknown = |name: &str| format!("experiment {name} is not known");
+        let every = |state: &State| names(state.experiment_names());
+        let name = request.into_inner().name;
+        self.statuses(name, unknown, every, experiment).await
     }
 
     type SubscribeExperimentStatusStream = Answers<ExperimentStatusResponse>;

@@ -2,9 +2,10 @@
 use std::sync::Arc;
 
 use seldon_ads::Change;
-use seldon_core::{Effect, Event, Refusal};
+use seldon_core::{AgentKey, Effect, Event, Refusal, StreamId};
+use seldon_proto::agent::ModelOperationMessage;
 
-use super::{Failure, Names, Reply, agents::Agents, workers::Workers};
+use super::{Agents, Failure, Names, Reply, Workers};
 use crate::{
     resources::Tls,
     store::{Outcome, Write},
@@ -52,7 +53,10 @@ impl Batch {
                     agent,
                     stream,
                     message,
-                } => failed.extend(agents.send(agent, stream, *message)),
+                } => {
+                    let refused = agents.send(stream, *message).err();
+                    failed.extend(refused.map(|message| send_failed(agent, stream, message)));
+                }
                 Effect::RouteChanged(model) => drop(self.routes.insert(model)),
                 Effect::EndpointsChanged(server) => drop(self.endpoints.insert(server)),
                 Effect::ModelChanged(model) => drop(self.models.insert(model)),
@@ -68,7 +72,15 @@ impl Batch {
                     stream,
                     name,
                     message,
-                } => failed.extend(workers.send(worker, stream, name, message)),
+                } => {
+                    if workers.send(stream, message).is_err() {
+                        failed.push(Event::WorkerDisconnected {
+                            worker,
+                            stream,
+                            name,
+                        });
+                    }
+                }
                 Effect::Drained { token, complete } => self.drained.push((token, complete)),
             }
         }
@@ -85,5 +97,16 @@ impl Batch {
             };
             let _ = reply.send(answer); // the caller may have left
         }));
+    }
+}
+
+fn send_failed(agent: AgentKey, stream: StreamId, message: ModelOperationMessage) -> Event {
+    let version = message.model_version.unwrap_or_default();
+    let meta = version.model.and_then(|m| m.meta).unwrap_or_default();
+    Event::SendFailed {
+        agent,
+        stream,
+        model: meta.name,
+        version: version.version,
     }
 }

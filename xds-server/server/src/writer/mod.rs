@@ -2,14 +2,13 @@
 //!
 //! It takes what has gathered as one batch: steps each event, then writes, sends, tells subscribers and gives Envoys
 //! the difference, once. It never waits for anyone but its queue.
-mod agents;
 mod batch;
 mod handle;
 mod lingering;
 mod opening;
 mod refusals;
+mod streams;
 mod subscribers;
-mod workers;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -31,13 +30,15 @@ use crate::{
 pub use handle::{Failure, Handle};
 pub use subscribers::{Kind, Subscription};
 
-use agents::Agents;
 use batch::Batch;
 use lingering::Lingering;
 use opening::{LOOK_EVERY, Opening};
 use refusals::Refusals;
+use streams::Streams;
 use subscribers::Subscribers;
-use workers::Workers;
+
+type Agents = Streams<AgentKey, ModelOperationMessage>;
+type Workers = Streams<(Worker, Arc<str>), Order>;
 
 /// A request's answer; `Ok` once what it changed is durable.
 type Reply = oneshot::Sender<Result<(), Failure>>;
@@ -263,7 +264,7 @@ impl Writer {
                 };
                 let answer = self.step(event, batch);
                 match &answer {
-                    Ok(()) => self.workers.take_over(worker, name, stream),
+                    Ok(()) => self.workers.take_over((worker, name), stream),
                     Err(_) => self.workers.disconnect(stream),
                 }
                 let _ = reply.send(answer.map_err(Failure::from));
