@@ -42,9 +42,4 @@ impl Counts {
             ..self
         }
     }
-
-    /// Tells whether pipelines can run.
-    pub fn has_pipelines(&self) -> bool {
-        self.model_gateways + self.pipeline_gateways + self.engines > 0
-    }
 }
