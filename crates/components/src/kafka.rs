@@ -15,6 +15,7 @@ use crate::pins;
 pub struct Kafka {
     folder: PathBuf,
     java: PathBuf,
+    tools: Option<PathBuf>,
 }
 
 impl Cache {
@@ -24,32 +25,54 @@ impl Cache {
             .context("Kafka runs on java, which is not on PATH: install Java 17 or newer")?;
         let name = format!("kafka-{}", pins::KAFKA);
         let folder = self.install(&name, pins::KAFKA_POM, |folder| {
-            let maven = on_path("mvn")
-                .context("Kafka is fetched with mvn, which is not on PATH: install Maven")?;
-            let pom = folder.join("pom.xml");
-            fs::write(&pom, pins::KAFKA_POM)?;
-            let plugin = format!(
-                "org.apache.maven.plugins:maven-dependency-plugin:{}:copy-dependencies",
-                pins::MAVEN_DEPENDENCY
-            );
-            // Strict: a file that does not have the sum its repository states is an error.
-            run(Command::new(maven)
-                .args(["-q", "-B", "--strict-checksums", "-f"])
-                .arg(&pom)
-                .arg(plugin)
-                .arg("-DincludeScope=runtime")
-                .arg(format!(
-                    "-DoutputDirectory={}",
-                    folder.join("libs").display()
-                )))?;
+            jars(folder, pins::KAFKA_POM)?;
             fs::write(folder.join("log4j2.properties"), pins::KAFKA_LOGGING)?;
             archive(&Kafka {
                 folder: folder.to_owned(),
                 java: java.clone(),
+                tools: None,
             })
         })?;
-        Ok(Kafka { folder, java })
+        Ok(Kafka {
+            folder,
+            java,
+            tools: None,
+        })
     }
+
+    /// Returns Apache Kafka with its command-line tools. For tests.
+    pub fn kafka_tools(&self) -> Result<Kafka> {
+        let name = format!("kafka-tools-{}", pins::KAFKA);
+        let tools = self.install(&name, pins::KAFKA_TOOLS_POM, |folder| {
+            jars(folder, pins::KAFKA_TOOLS_POM)
+        })?;
+        Ok(Kafka {
+            tools: Some(tools),
+            ..self.kafka()?
+        })
+    }
+}
+
+/// Fetches what a pom names into `libs`.
+fn jars(folder: &Path, pom: &str) -> Result<()> {
+    let maven =
+        on_path("mvn").context("Kafka is fetched with mvn, which is not on PATH: install Maven")?;
+    let path = folder.join("pom.xml");
+    fs::write(&path, pom)?;
+    let plugin = format!(
+        "org.apache.maven.plugins:maven-dependency-plugin:{}:copy-dependencies",
+        pins::MAVEN_DEPENDENCY
+    );
+    // Strict: a file that does not have the sum its repository states is an error.
+    run(Command::new(maven)
+        .args(["-q", "-B", "--strict-checksums", "-f"])
+        .arg(&path)
+        .arg(plugin)
+        .arg("-DincludeScope=runtime")
+        .arg(format!(
+            "-DoutputDirectory={}",
+            folder.join("libs").display()
+        )))
 }
 
 /// Writes the archive of classes: those that formatting a folder loads are most of a broker's.
@@ -120,7 +143,11 @@ impl Kafka {
             ));
         }
         arguments.push("-cp".to_owned());
-        arguments.push(format!("{folder}/libs/*"));
+        let mut classes = format!("{folder}/libs/*");
+        if let Some(tools) = &self.tools {
+            classes += &format!(":{}/libs/*", tools.display());
+        }
+        arguments.push(classes);
         (self.java.clone(), arguments)
     }
 

@@ -90,12 +90,15 @@ impl Cache {
         Ok(folder.join("grpcurl"))
     }
 
-    /// Returns a Python that can import `tritonclient.http` and `tritonclient.grpc`. For tests.
-    pub fn tritonclient_python(&self) -> Result<PathBuf> {
-        let name = format!("tritonclient-{}", pins::TRITONCLIENT);
-        let folder = self.install(&name, pins::TRITONCLIENT_CONSTRAINTS, |folder| {
-            let wanted = [format!("tritonclient[grpc,http]=={}", pins::TRITONCLIENT)];
-            Python::for_wheels()?.environment(folder, &wanted, pins::TRITONCLIENT_CONSTRAINTS)
+    /// Returns a Python that can import `tritonclient.http`, `tritonclient.grpc` and `confluent_kafka`. For tests.
+    pub fn clients_python(&self) -> Result<PathBuf> {
+        let name = format!("clients-{}", pins::TRITONCLIENT);
+        let folder = self.install(&name, pins::CLIENTS_CONSTRAINTS, |folder| {
+            let wanted = [
+                format!("tritonclient[grpc,http]=={}", pins::TRITONCLIENT),
+                format!("confluent-kafka=={}", pins::CONFLUENT_KAFKA),
+            ];
+            Python::for_wheels()?.environment(folder, &wanted, pins::CLIENTS_CONSTRAINTS)
         })?;
         Ok(folder.join("bin/python"))
     }

@@ -13,14 +13,16 @@ pub(crate) const TRITON_NUMPY: &str = include_str!("../pins/triton-numpy.txt");
 /// Apache Kafka; what it is made of is in its pom.
 pub(crate) const KAFKA: &str = "4.3.1";
 pub(crate) const KAFKA_POM: &str = include_str!("../pins/kafka-4.3.1.xml");
+pub(crate) const KAFKA_TOOLS_POM: &str = include_str!("../pins/kafka-tools-4.3.1.xml");
 pub(crate) const KAFKA_LOGGING: &str = include_str!("../pins/kafka-log4j2.properties");
 pub(crate) const MAVEN_DEPENDENCY: &str = "3.8.1";
 pub(crate) const GRPCURL: &str = "1.9.3";
 pub(crate) const TRITONCLIENT: &str = "2.73.0";
+pub(crate) const CONFLUENT_KAFKA: &str = "2.16.1";
 
 /// Every package of the environments as they were tested.
 pub(crate) const MLSERVER_CONSTRAINTS: &str = include_str!("../pins/mlserver.txt");
-pub(crate) const TRITONCLIENT_CONSTRAINTS: &str = include_str!("../pins/tritonclient.txt");
+pub(crate) const CLIENTS_CONSTRAINTS: &str = include_str!("../pins/clients.txt");
 
 /// The Envoy releases this project is tested with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

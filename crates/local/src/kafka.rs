@@ -45,7 +45,7 @@ impl Options {
         self
     }
 
-    /// Adds a user, and with the first one a SASL listener for PLAIN and SCRAM.
+    /// Adds a user, and with the first one a SASL listener for PLAIN, SCRAM, and OAUTHBEARER with unsigned tokens.
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.users.push((name.to_owned(), password.to_owned()));
         self
@@ -345,7 +345,7 @@ fn sasl(users: &[(String, String)], all: &mut BTreeMap<String, String>) {
         .collect();
     all.insert(
         "sasl.enabled.mechanisms".to_owned(),
-        "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512".to_owned(),
+        "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER".to_owned(),
     );
     for listener in ["sasl_plaintext", "sasl_ssl"] {
         let name =
@@ -358,6 +358,10 @@ fn sasl(users: &[(String, String)], all: &mut BTreeMap<String, String>) {
             let module = format!("{MODULES}.scram.ScramLoginModule required;");
             all.insert(name(&format!("scram-sha-{size}")), module);
         }
+        // Whoever names himself in a token is believed.
+        let module =
+            "oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"broker\";";
+        all.insert(name("oauthbearer"), format!("{MODULES}.{module}"));
     }
 }
 

@@ -7,42 +7,46 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     error::KafkaError,
+    producer::{Producer as _, ThreadedProducer},
     types::RDKafkaErrorCode as Code,
 };
 use tokio::task::spawn_blocking;
 
-use crate::{Result, Settings, context::Context};
+use crate::{
+    Result, Settings,
+    context::Context,
+    maker::{Maker, Outcome, Problem, Wanted},
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const REQUEST: Duration = Duration::from_secs(20);
+/// A broker that answers later than this is away.
+const LOOK: Duration = Duration::from_secs(10);
 /// Topics in one request.
 const BATCH: usize = 500;
 
-/// Makes and deletes topics.
+/// Makes and deletes topics, and looks at them.
 pub struct Admin {
-    client: Arc<AdminClient<Context>>,
-    partitions: i32,
-    replication: i32,
+    /// A producer by kind, which writes nothing: its thread sees tokens and errors.
+    looking: Arc<ThreadedProducer<Context>>,
+    settings: Settings,
 }
 
 impl Admin {
     /// Connects in the background.
     pub fn new(settings: &Settings) -> Result<Self> {
         let (config, context) = settings.admin()?;
-        let client = config
+        let looking = config
             .create_with_context(context)
             .map_err(|error| anyhow!("no Kafka client for topics: {error}"))?;
         Ok(Self {
-            client: Arc::new(client),
-            partitions: settings.partitions(),
-            replication: settings.replication(),
+            looking: Arc::new(looking),
+            settings: settings.clone(),
         })
     }
 
     /// Makes topics as the settings say, and returns when each can be written and read. Those that exist stay as they
-    /// are. A broker that is away is asked again for a minute.
+    /// are. A broker that is away is asked again for a minute; one that refuses this process is not.
     pub async fn create(&self, topics: &[String], compacted: bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let mut missing: Vec<String> = self.invisible(topics, deadline).await?;
@@ -69,39 +73,57 @@ impl Admin {
     /// Asks for topics; returns a problem that may pass, fails on one that will not.
     async fn request(&self, topics: &[String], compacted: bool) -> Result<Option<String>> {
         let mut problem = None;
+        let mut maker = match self.maker().await {
+            Ok(maker) => maker,
+            Err(error) => return Ok(Some(format!("{error:#}"))),
+        };
         for batch in topics.chunks(BATCH) {
-            let new: Vec<NewTopic<'_>> =
-                batch.iter().map(|t| self.new_topic(t, compacted)).collect();
-            let options = AdminOptions::new()
-                .request_timeout(Some(REQUEST))
-                .operation_timeout(Some(REQUEST));
-            let results = match self.client.create_topics(&new, &options).await {
-                Ok(results) => results,
+            let wanted: Vec<Wanted<'_>> = batch.iter().map(|t| self.wanted(t, compacted)).collect();
+            let outcomes = match maker.create(&wanted).await {
+                Ok(outcomes) => outcomes,
                 Err(error) => {
-                    problem = Some(error.to_string());
+                    problem = Some(format!("{error:#}"));
                     continue;
                 }
             };
-            for result in results {
-                match result {
-                    Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
-                    Err((topic, code)) if will_not_pass(code) => {
-                        bail!("topic {topic} cannot be made: {code}")
+            for outcome in outcomes {
+                match outcome {
+                    (_, Ok(()) | Err(Problem::Exists)) => {}
+                    (topic, Err(Problem::Lasting(reason))) => {
+                        bail!(
+                            "topic {topic} cannot be made: {reason}; make it yourself, or see `topics` in kafka.json"
+                        )
                     }
-                    Err((topic, code)) => problem = Some(format!("{topic}: {code}")),
+                    (topic, Err(Problem::Passing(reason))) => {
+                        problem = Some(format!("{topic}: {reason}"));
+                    }
+                    (topic, Err(Problem::Missing)) => problem = Some(format!("{topic}: unknown")),
                 }
             }
         }
         Ok(problem)
     }
 
-    fn new_topic<'a>(&self, name: &'a str, compacted: bool) -> NewTopic<'a> {
-        let replication = TopicReplication::Fixed(self.replication);
+    async fn maker(&self) -> Result<Maker> {
+        Maker::connect(&self.settings, self.looking.context()).await
+    }
+
+    fn wanted<'a>(&'a self, name: &'a str, compacted: bool) -> Wanted<'a> {
+        let replication = self.settings.replication();
         if compacted {
             // A compacted topic of ours is a table with a single writer per key: one partition keeps it in order.
-            NewTopic::new(name, 1, replication).set("cleanup.policy", "compact")
-        } else {
-            NewTopic::new(name, self.partitions, replication)
+            return Wanted {
+                name,
+                partitions: 1,
+                replication,
+                settings: vec![("cleanup.policy", "compact")],
+            };
+        }
+        Wanted {
+            name,
+            partitions: self.settings.partitions(),
+            replication,
+            settings: self.settings.of_topics().collect(),
         }
     }
 
@@ -132,7 +154,7 @@ impl Admin {
         let known = loop {
             match self.known(topics).await {
                 Ok(known) => break known,
-                Err(error) if Instant::now() > deadline => {
+                Err(error) if Instant::now() > deadline || self.refused().is_some() => {
                     return Err(error).context("the broker does not tell its topics");
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
@@ -160,14 +182,13 @@ impl Admin {
     }
 
     async fn looked_at(&self, topics: Vec<Option<String>>) -> Result<HashMap<String, i32>> {
-        let client = Arc::clone(&self.client);
-        spawn_blocking(move || {
+        let looked = self.look(move |client| {
             let mut known = HashMap::new();
             for asked in &topics {
-                let metadata = match client.inner().fetch_metadata(asked.as_deref(), REQUEST) {
+                let metadata = match client.client().fetch_metadata(asked.as_deref(), LOOK) {
                     Ok(metadata) => metadata,
                     Err(error) if is_unknown(&error) => continue,
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(error),
                 };
                 let usable = metadata.topics().iter().filter(|topic| {
                     topic.error().is_none()
@@ -180,22 +201,59 @@ impl Admin {
                 }
             }
             Ok(known)
+        });
+        looked.await
+    }
+
+    /// Asks brokers; what they refuse is told as they say it.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&ThreadedProducer<Context>) -> Result<T, KafkaError> + Send + 'static,
+    ) -> Result<T> {
+        let client = Arc::clone(&self.looking);
+        let error = match spawn_blocking(move || look(&client)).await? {
+            Ok(seen) => {
+                self.looking.context().access.passed();
+                return Ok(seen);
+            }
+            Err(error) => error,
+        };
+        let away = matches!(
+            error.rdkafka_error_code(),
+            Some(Code::BrokerTransportFailure | Code::OperationTimedOut | Code::AllBrokersDown)
+        );
+        let error = anyhow::Error::from(error);
+        Err(match self.refused() {
+            Some(refusal) => error.context(refusal),
+            None if away => error.context(self.looking.context().access.unanswered()),
+            None => error,
         })
-        .await?
+    }
+
+    /// Why brokers do not let this process in, if they do not.
+    fn refused(&self) -> Option<String> {
+        self.looking.context().access.refused()
     }
 
     /// Deletes topics; those that do not exist are fine.
     pub async fn delete(&self, topics: &[String]) -> Result<()> {
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let mut maker = self.maker().await?;
         for batch in topics.chunks(BATCH) {
             let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
-            let options = AdminOptions::new()
-                .request_timeout(Some(REQUEST))
-                .operation_timeout(Some(REQUEST));
-            let results = self.client.delete_topics(&batch, &options).await;
-            for result in results.context("topics cannot be deleted")? {
-                match result {
-                    Ok(_) | Err((_, Code::UnknownTopicOrPartition | Code::UnknownTopic)) => {}
-                    Err((topic, code)) => bail!("topic {topic} cannot be deleted: {code}"),
+            let outcomes: Vec<Outcome> = maker
+                .delete(&batch)
+                .await
+                .context("topics cannot be deleted")?;
+            for (topic, outcome) in outcomes {
+                match outcome {
+                    Ok(()) | Err(Problem::Missing) => {}
+                    Err(Problem::Lasting(reason) | Problem::Passing(reason)) => {
+                        bail!("topic {topic} cannot be deleted: {reason}")
+                    }
+                    Err(Problem::Exists) => bail!("topic {topic} cannot be deleted"),
                 }
             }
         }
@@ -222,14 +280,15 @@ impl Admin {
 
     /// All topics.
     pub async fn topics(&self) -> Result<Vec<String>> {
-        let client = Arc::clone(&self.client);
-        let metadata = spawn_blocking(move || client.inner().fetch_metadata(None, REQUEST)).await?;
-        if metadata.as_ref().err().is_some_and(is_unreadable) {
-            return Ok(Vec::new());
-        }
-        let metadata = metadata.context("the broker does not tell its topics")?;
-        let topics = metadata.topics().iter();
-        Ok(topics.map(|topic| topic.name().to_owned()).collect())
+        let names = self.look(|client| {
+            let metadata = match client.client().fetch_metadata(None, LOOK) {
+                Err(error) if is_unreadable(&error) => return Ok(Vec::new()),
+                metadata => metadata?,
+            };
+            let topics = metadata.topics().iter();
+            Ok(topics.map(|topic| topic.name().to_owned()).collect())
+        });
+        names.await.context("the broker does not tell its topics")
     }
 }
 
@@ -243,17 +302,4 @@ fn is_unknown(error: &KafkaError) -> bool {
 /// Also of the answer of a small broker without topics.
 fn is_unreadable(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(Code::BadMessage)
-}
-
-/// Asking again would not help.
-fn will_not_pass(code: Code) -> bool {
-    matches!(
-        code,
-        Code::InvalidTopic
-            | Code::InvalidPartitions
-            | Code::InvalidConfig
-            | Code::PolicyViolation
-            | Code::TopicAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-    )
 }

@@ -1,16 +1,19 @@
 //! Reading records.
 use std::{
     collections::HashSet,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer as _, ConsumerGroupMetadata, StreamConsumer},
+    error::KafkaError,
     message::{BorrowedMessage, Headers as _},
+    types::RDKafkaErrorCode as Code,
 };
 use seldon_records::{Headers, Record};
 use tokio::task::spawn_blocking;
@@ -46,10 +49,22 @@ impl Consumer {
         let client = config
             .create_with_context(context)
             .map_err(|error| anyhow::anyhow!("no Kafka consumer: {error}"))?;
-        Ok(Self {
+        let this = Self {
             client: Arc::new(client),
             topics: Mutex::default(),
-        })
+        };
+        this.first_token();
+        Ok(this)
+    }
+
+    /// librdkafka asks for the first token as it asks for all: by an event that is only seen where the client is polled.
+    /// What is asked of brokers before anything is read would wait for it in vain.
+    fn first_token(&self) {
+        if self.client.context().grant.is_some() {
+            let mut waiting = std::task::Context::from_waker(std::task::Waker::noop());
+            // Nothing is assigned yet, so that there is no record that this could drop.
+            let _ = pin!(self.client.recv()).poll(&mut waiting);
+        }
     }
 
     /// Begins to read these too; none of them is read already.
@@ -114,24 +129,41 @@ impl Consumer {
 
     /// The next record of any partition. Cancelling loses nothing.
     pub async fn recv(&self) -> Result<Record, ReadError> {
-        match self.client.recv().await {
-            Ok(message) => Ok(self.record(&message)),
-            Err(error) => Err(ReadError::from(&error)),
-        }
+        let error = match self.client.recv().await {
+            Ok(message) => {
+                self.client.context().access.passed();
+                return Ok(self.record(&message));
+            }
+            Err(error) => ReadError::from(&error),
+        };
+        Err(match (error, self.client.context().access.refused()) {
+            (ReadError::Retryable(_) | ReadError::Unauthorized(_), Some(refusal)) => {
+                ReadError::Unauthorized(refusal)
+            }
+            (error, _) => error,
+        })
     }
 
     fn record(&self, message: &BorrowedMessage<'_>) -> Record {
-        let bytes = |bytes: Option<&[u8]>| bytes.map(Bytes::copy_from_slice);
-        let headers = message.headers().into_iter().flat_map(|all| all.iter());
-        let headers: Headers = headers
-            .map(|header| (header.key, bytes(header.value).unwrap_or_default()))
+        // The key and all headers are one allocation, apart from the value: what holds a header must not hold that.
+        let headers = || message.headers().into_iter().flat_map(|all| all.iter());
+        let key = message.key();
+        let size = headers().map(|header| header.value.map_or(0, <[u8]>::len));
+        let mut small = BytesMut::with_capacity(size.sum::<usize>() + key.map_or(0, <[u8]>::len));
+        let mut part = |bytes: &[u8]| {
+            small.put_slice(bytes);
+            small.split().freeze()
+        };
+        let key = key.map(&mut part);
+        let headers: Headers = headers()
+            .map(|header| (header.key, part(header.value.unwrap_or_default())))
             .collect();
         Record {
             topic: self.topic(message.topic()),
             partition: message.partition(),
             offset: message.offset(),
-            key: bytes(message.key()),
-            value: bytes(message.payload()),
+            key,
+            value: message.payload().map(Bytes::copy_from_slice),
             headers,
             timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
         }
@@ -161,7 +193,15 @@ impl Consumer {
     /// The offsets of what will be written next, of many partitions at once.
     pub async fn ends(&self, partitions: &[(Arc<str>, i32)]) -> Result<Vec<i64>> {
         let partitions = partitions.to_vec();
-        self.blocking(move |client| ends(client, &partitions)).await
+        self.blocking(move |client| bounds(client, &partitions, Offset::End))
+            .await
+    }
+
+    /// The offsets of what is oldest, of many partitions at once.
+    pub async fn beginnings(&self, partitions: &[(Arc<str>, i32)]) -> Result<Vec<i64>> {
+        let partitions = partitions.to_vec();
+        self.blocking(move |client| bounds(client, &partitions, Offset::Beginning))
+            .await
     }
 
     /// Where the group goes on: its offsets, else the ends.
@@ -220,7 +260,17 @@ impl Consumer {
         work: impl FnOnce(&StreamConsumer<Context>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let client = Arc::clone(&self.client);
-        spawn_blocking(move || work(&client)).await?
+        let done = spawn_blocking(move || work(&client)).await?;
+        let access = &self.client.context().access;
+        match access.refused() {
+            Some(refusal) if done.is_err() => done.context(refusal),
+            _ => {
+                if done.is_ok() {
+                    access.passed();
+                }
+                done
+            }
+        }
     }
 }
 
@@ -247,18 +297,31 @@ fn committed(
     Ok(partitions.iter().map(offset).collect())
 }
 
-/// One request per broker, however many partitions: asking for a time of "the end" answers with the end.
-fn ends(client: &StreamConsumer<Context>, partitions: &[(Arc<str>, i32)]) -> Result<Vec<i64>> {
+/// One request per broker, however many partitions: asking for a time of "the end" answers with the end, and of "the
+/// beginning" with that.
+fn bounds(
+    client: &StreamConsumer<Context>,
+    partitions: &[(Arc<str>, i32)],
+    which: Offset,
+) -> Result<Vec<i64>> {
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
     let mut asked = list(partitions);
-    asked.set_all_offsets(Offset::End)?;
-    let found = client
-        .offsets_for_times(asked, PATIENCE)
-        .context("the ends of topics cannot be found out")?;
+    asked.set_all_offsets(which)?;
+    let mut found = client.offsets_for_times(asked.clone(), PATIENCE);
+    let is_new = |error: &KafkaError| error.rdkafka_error_code() == Some(Code::UnknownPartition);
+    if found.as_ref().err().is_some_and(is_new) {
+        // A topic has more partitions than when this client looked last.
+        let topics: HashSet<&str> = partitions.iter().map(|(topic, _)| &**topic).collect();
+        for topic in topics {
+            client.fetch_metadata(Some(topic), PATIENCE)?;
+        }
+        found = client.offsets_for_times(asked, PATIENCE);
+    }
+    let found = found.context("the bounds of topics cannot be found out")?;
     let offset = |(topic, partition): &(Arc<str>, i32)| {
-        let name = || format!("the end of {topic}/{partition} cannot be found out");
+        let name = || format!("{which:?} of {topic}/{partition} cannot be found out");
         let found = found.find_partition(topic, *partition).with_context(name)?;
         found.error().with_context(name)?;
         match found.offset() {
@@ -277,7 +340,7 @@ fn resolve(client: &StreamConsumer<Context>, partitions: &[(Arc<str>, i32)]) -> 
         .filter(|(_, committed)| committed.is_none())
         .map(|(partition, _)| partition.clone())
         .collect();
-    let mut ends = ends(client, &without)?.into_iter();
+    let mut ends = bounds(client, &without, Offset::End)?.into_iter();
     let mut offset = |committed: Option<(i64, String)>| {
         let committed = committed.map(|(offset, _)| offset);
         committed.or_else(|| ends.next()).unwrap_or(0)

@@ -18,11 +18,12 @@ use rdkafka::{
 };
 use tokio::sync::oneshot;
 
-use crate::{SendError, oauth::Grant};
+use crate::{SendError, access::Access, oauth::Grant};
 
-/// Shared by all clients.
+/// One client's.
 pub(crate) struct Context {
     pub(crate) grant: Option<Arc<Grant>>,
+    pub(crate) access: Arc<Access>,
 }
 
 /// Waits for the delivery of one record.
@@ -48,7 +49,12 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
+        let code = error.rdkafka_error_code();
+        if let Some(refusal) = self.access.note(code, reason) {
+            tracing::warn!(target: "kafka", "{refusal}");
+            return;
+        }
+        match code {
             // One broker's connection: it is made again, and all of them being down is said once.
             Some(Code::BrokerTransportFailure | Code::OperationTimedOut | Code::PartitionEOF) => {
                 tracing::debug!(target: "kafka", "{reason}")
@@ -62,10 +68,20 @@ impl ClientContext for Context {
         let grant = grant.ok_or("no OAuth settings: set KAFKA_CLIENT_SASL_OAUTHBEARER_LOCATION")?;
         match grant.token() {
             Ok(token) => Ok(token),
-            Err(error) => {
-                tracing::warn!("no token for Kafka: {error:#}");
-                Err(format!("{error:#}").replace('\0', "").into())
+            // Told by librdkafka's error, which comes of this.
+            Err(error) => Err(format!("{error:#}").replace('\0', "").into()),
+        }
+    }
+}
+
+impl Context {
+    /// Says why brokers cannot be reached where they refuse.
+    fn unsent(&self, error: SendError) -> SendError {
+        match (error, self.access.refused()) {
+            (SendError::Other(text), Some(refusal)) => {
+                SendError::Other(format!("{text}: {refusal}"))
             }
+            (error, _) => error,
         }
     }
 }
@@ -80,8 +96,11 @@ impl ProducerContext for Context {
             .outstanding
             .fetch_sub(waiting.size, Ordering::Relaxed);
         let answer = match result {
-            Ok(message) => Ok((message.partition(), message.offset())),
-            Err((error, message)) => Err(SendError::of(error, message.topic())),
+            Ok(message) => {
+                self.access.passed();
+                Ok((message.partition(), message.offset()))
+            }
+            Err((error, message)) => Err(self.unsent(SendError::of(error, message.topic()))),
         };
         // Nobody waits: the caller did not want to know.
         let _ = waiting.answer.send(answer);

@@ -20,6 +20,8 @@ pub(crate) struct Fields {
     pub(crate) producer: Properties,
     pub(crate) partitions: Option<i32>,
     pub(crate) replication: Option<i32>,
+    /// Settings of new topics, which the broker knows.
+    pub(crate) topic_settings: Properties,
     pub(crate) topic_prefix: Option<String>,
     pub(crate) group_prefix: Option<String>,
 }
@@ -51,8 +53,15 @@ impl Fields {
             let field = match name.as_str() {
                 "numPartitions" => &mut self.partitions,
                 "replicationFactor" => &mut self.replication,
+                // As a broker's names for these are, all but one. A topic that is compacted would lose requests.
+                setting if setting.contains('.') && setting != "cleanup.policy" => {
+                    let text = text_of(&format!("topics.{name}"), value)?;
+                    self.topic_settings.insert(name.clone(), text);
+                    continue;
+                }
                 other => bail!(
-                    "field \"topics.{other}\" is not known: use numPartitions, replicationFactor"
+                    "field \"topics.{other}\" is not known: use numPartitions, replicationFactor or a topic's setting \
+                     such as retention.ms"
                 ),
             };
             *field = Some(positive(&format!("topics.{name}"), &text_of(name, value)?)?);
@@ -113,9 +122,10 @@ mod tests {
             r#"{"bootstrap.servers": "kafka:9092", "debug": "all", "topicPrefix": "acme",
                 "consumer": {"session.timeout.ms": 6e3, "auto.offset.reset": "earliest", "go.logs.channel.enable": true},
                 "producer": {"linger.ms": 0, "enable.idempotence": true}, "streams": {"replication.factor": 1},
-                "topics": {"numPartitions": 4, "replicationFactor": 3}, "consumerGroupIdPrefix": "g"}"#,
+                "topics": {"numPartitions": 4, "replicationFactor": 3, "retention.ms": 36e5}, "consumerGroupIdPrefix": "g"}"#,
         )
         .unwrap();
+        assert_eq!(fields.topic_settings["retention.ms"], "3600000");
         assert_eq!(fields.consumer["session.timeout.ms"], "6000");
         assert_eq!(fields.consumer.len(), 2);
         assert_eq!(fields.producer["enable.idempotence"], "true");
@@ -129,6 +139,10 @@ mod tests {
         for (text, named) in [
             (r#"{"bootstrap.server": "x"}"#, "bootstrap.server"),
             (r#"{"topics": {"partitions": 1}}"#, "topics.partitions"),
+            (
+                r#"{"topics": {"cleanup.policy": "compact"}}"#,
+                "topics.cleanup.policy",
+            ),
             (
                 r#"{"topics": {"numPartitions": 0}}"#,
                 "topics.numPartitions",

@@ -5,16 +5,19 @@
 //! inside.
 #![warn(missing_docs)]
 
+mod access;
 mod admin;
 mod consumer;
 mod context;
 mod error;
 mod fields;
+mod maker;
 mod oauth;
 mod producer;
 mod security;
 mod settings;
 mod transactions;
+mod wire;
 
 pub use admin::Admin;
 pub use consumer::{Consumer, Position};

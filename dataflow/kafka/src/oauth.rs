@@ -4,7 +4,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use base64::{Engine as _, engine::general_purpose};
 use bytes::Bytes;
 use http::{Request, Uri, header};
@@ -26,6 +26,17 @@ const AUTHORITIES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
+/// Properties that are for us.
+const TAKEN: [&str; 7] = [
+    "sasl.oauthbearer.method",
+    "sasl.oauthbearer.token.endpoint.url",
+    "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.scope",
+    "sasl.oauthbearer.extensions",
+    "https.ca.location",
+];
+
 /// Where tokens come from.
 pub(crate) struct Grant {
     endpoint: Uri,
@@ -45,9 +56,15 @@ struct Token {
 }
 
 impl Grant {
-    /// Takes the properties out that librdkafka would need curl for.
+    /// Whether a property is for us to act on: librdkafka would need curl for it.
+    pub(crate) fn takes(property: &str) -> bool {
+        TAKEN.contains(&property)
+    }
+
+    /// Takes these properties out.
     pub(crate) fn taken_from(all: &mut Properties) -> Result<Option<Self>> {
-        if all.get("sasl.oauthbearer.method").map(String::as_str) != Some("oidc") {
+        let method = all.get("sasl.oauthbearer.method");
+        if method.is_none_or(|method| !method.eq_ignore_ascii_case("oidc")) {
             return Ok(None);
         }
         all.remove("sasl.oauthbearer.method");
@@ -62,7 +79,9 @@ impl Grant {
         let secret = need("client.secret")?;
         let scope = take("scope");
         if take("extensions").is_some() {
-            tracing::warn!("sasl.oauthbearer.extensions are not sent");
+            tracing::warn!(
+                "sasl.oauthbearer.extensions are not sent: the Kafka library that is used here cannot"
+            );
         }
         let authority = all.remove("https.ca.location");
         let endpoint: Uri = endpoint
@@ -129,10 +148,7 @@ impl Grant {
             Some("https") => {}
             _ => bail!("use an address that begins with https:// or http://"),
         }
-        let known = AUTHORITIES
-            .iter()
-            .find(|path| std::path::Path::new(path).exists());
-        let authority = self.authority.as_deref().or(known.copied());
+        let authority = self.authority.as_deref().or_else(|| known_authorities());
         let peer = Files {
             prefix: "KAFKA_CLIENT_SASL_OAUTHBEARER".to_owned(),
             ca: authority.map(Into::into),
@@ -169,11 +185,22 @@ impl Grant {
     }
 }
 
+/// The file of the authorities that this machine trusts.
+pub(crate) fn known_authorities() -> Option<&'static str> {
+    let mut known = AUTHORITIES.into_iter();
+    known.find(|path| std::path::Path::new(path).exists())
+}
+
 /// Principal and expiry are in the token where it is a JWT, else beside it.
 fn token(body: &[u8], client: &str) -> Result<Token> {
     let answer: Value = serde_json::from_slice(body).context("its answer is no JSON")?;
     let text = answer["access_token"].as_str();
     let text = text.context("its answer has no access_token")?;
+    // librdkafka would refuse it, and show it in its error.
+    ensure!(
+        text.bytes().all(|byte| byte.is_ascii_graphic()),
+        "its access_token has characters that no token has"
+    );
     let claims = text.split('.').nth(1).and_then(|claims| {
         let claims = general_purpose::URL_SAFE_NO_PAD.decode(claims.trim_end_matches('='));
         serde_json::from_slice::<Value>(&claims.ok()?).ok()
@@ -234,6 +261,8 @@ mod tests {
         assert_eq!(found.principal, "client");
         assert!((50_000..=60_000).contains(&found.lifetime_ms));
         assert!(token(b"{}", "client").is_err());
+        let odd = token(br#"{"access_token":"a b"}"#, "client");
+        assert!(!odd.err().unwrap().to_string().contains("a b"));
         assert_eq!(form_encoded("a b/c"), "a+b%2Fc");
     }
 }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use rdkafka::{
     message::{Header, OwnedHeaders},
     producer::{BaseRecord, Producer as _, ThreadedProducer},
@@ -22,6 +23,9 @@ use crate::{Result, SendError, Settings, context::Context, context::Waiting};
 const OUTSTANDING: usize = 128 << 20;
 /// How long a record is tried again while the queue is full.
 const FULL_FOR: Duration = Duration::from_secs(60);
+
+/// How long the broker may take to tell about a topic.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// Writes records; one client of librdkafka, shared by its clones. Idempotent: what is tried again is not written twice.
 #[derive(Clone)]
@@ -105,6 +109,14 @@ impl Producer {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Looks at a topic again: one that did not exist is otherwise not looked at for minutes.
+    pub async fn look_at(&self, topic: &str) -> Result<()> {
+        let (client, name) = (Arc::clone(&self.client), topic.to_owned());
+        let look = move || client.client().fetch_metadata(Some(&name), LOOK).map(drop);
+        let looked = spawn_blocking(look).await?;
+        looked.with_context(|| format!("topic {topic} cannot be looked at"))
     }
 
     /// Why this client will not write any more, if so.

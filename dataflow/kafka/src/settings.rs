@@ -1,12 +1,16 @@
 //! Settings of all clients: `kafka.json` and the environment.
 use std::{fs, path::Path, sync::Arc};
 
-use anyhow::Context as _;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use anyhow::{Context as _, bail};
+use rdkafka::{
+    config::{ClientConfig, RDKafkaLogLevel},
+    error::KafkaError,
+};
 use seldon_records::{Names, PrefixError};
 
 use crate::{
     Result,
+    access::Access,
     context::Context,
     fields::{Fields, Properties, positive},
     oauth::Grant,
@@ -78,7 +82,12 @@ impl Settings {
 
     /// The contents of `kafka.json`, and the environment.
     pub fn from_json(text: &str) -> Result<Self> {
-        Self::with(Fields::parse(text)?, &|name| std::env::var(name).ok())
+        Self::from_json_with(text, &|name| std::env::var(name).ok())
+    }
+
+    /// The contents of `kafka.json`, and an environment of the caller's.
+    pub fn from_json_with(text: &str, environment: Lookup<'_>) -> Result<Self> {
+        Self::with(Fields::parse(text)?, environment)
     }
 
     /// All defaults, without security, whatever the environment says.
@@ -101,6 +110,8 @@ impl Settings {
             Some(text) if !text.is_empty() => positive(variable, &text),
             _ => Ok(of_file.unwrap_or(1)),
         };
+        check("consumer", &fields.consumer)?;
+        check("producer", &fields.producer)?;
         Ok(Self {
             partitions: count("KAFKA_DEFAULT_NUM_PARTITIONS", fields.partitions)?,
             replication: count("KAFKA_DEFAULT_REPLICATION_FACTOR", fields.replication)?,
@@ -129,6 +140,12 @@ impl Settings {
         self.replication
     }
 
+    /// Further settings of new topics: `topics`.
+    pub(crate) fn of_topics(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.fields.topic_settings.iter();
+        all.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     pub(crate) fn producer(&self, more: &[(&str, &str)]) -> Result<(ClientConfig, Context)> {
         let own = &self.fields.producer;
         let mut all = self.gathered(PRODUCER, own);
@@ -152,7 +169,12 @@ impl Settings {
         group: &str,
         committed_only: bool,
     ) -> Result<(ClientConfig, Context)> {
-        let mut all = self.gathered(CONSUMER, &self.fields.consumer);
+        let own = &self.fields.consumer;
+        let mut all = self.gathered(CONSUMER, own);
+        // A consumer only compares it with this one, and the documented file has it beside our smaller default.
+        if !own.contains_key("fetch.max.bytes") {
+            all.remove("message.max.bytes");
+        }
         all.extend(OURS.iter().map(owned));
         let isolation = if committed_only {
             "read_committed"
@@ -196,7 +218,27 @@ fn owned((key, value): &(&str, &str)) -> (String, String) {
     ((*key).to_owned(), (*value).to_owned())
 }
 
+/// Each must be a property of librdkafka, with a value that it takes. Values are not repeated: some are secrets.
+fn check(section: &str, own: &Properties) -> Result<()> {
+    for (key, value) in own.iter().filter(|(key, _)| !Grant::takes(key)) {
+        let mut one = ClientConfig::new();
+        one.set(key, value);
+        match one.create_native_config() {
+            Ok(_) => {}
+            Err(KafkaError::ClientConfig(_, reason, ..)) if reason.starts_with("No such") => bail!(
+                "field \"{section}.{key}\" is no property of librdkafka: see its CONFIGURATION.md for their names"
+            ),
+            Err(KafkaError::ClientConfig(_, reason, ..)) => {
+                bail!("field \"{section}.{key}\" does not take its value: {reason}")
+            }
+            Err(error) => bail!("field \"{section}.{key}\" cannot be used: {error}"),
+        }
+    }
+    Ok(())
+}
+
 fn client(mut all: Properties) -> Result<(ClientConfig, Context)> {
+    let access = Arc::new(Access::of(&all));
     let grant = Grant::taken_from(&mut all)?.map(Arc::new);
     let mut config = ClientConfig::new();
     let level = match all.remove("log_level").as_deref() {
@@ -208,7 +250,7 @@ fn client(mut all: Properties) -> Result<(ClientConfig, Context)> {
     for (key, value) in all {
         config.set(key, value);
     }
-    Ok((config, Context { grant }))
+    Ok((config, Context { grant, access }))
 }
 
 #[cfg(test)]
@@ -220,6 +262,42 @@ mod tests {
             let found = environment.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_owned())
         })
+    }
+
+    #[test]
+    fn every_property_of_librdkafka_and_no_other() {
+        let known = r#"{"consumer": {"socket.max.fails": 3, "session.timeout.ms": 6000, "auto.offset.reset": "latest"},
+            "producer": {"compression.type": "zstd", "request.required.acks": -1, "go.delivery.reports": true}}"#;
+        let known = settings(known, &[]).unwrap();
+        let (consumer, _) = known.consumer("g", false).unwrap();
+        assert_eq!(consumer.get("socket.max.fails"), Some("3"));
+        let (producer, _) = known.producer(&[]).unwrap();
+        assert_eq!(producer.get("compression.type"), Some("zstd"));
+        for (json, named) in [
+            (
+                r#"{"consumer": {"fetch.wait": 1}}"#,
+                "\"consumer.fetch.wait\" is no property",
+            ),
+            (
+                r#"{"producer": {"compression.type": "best"}}"#,
+                "\"producer.compression.type\" does not take",
+            ),
+            (
+                r#"{"producer": {"linger.ms": -7}}"#,
+                "\"producer.linger.ms\" does not take",
+            ),
+        ] {
+            let error = format!("{:#}", settings(json, &[]).unwrap_err());
+            assert!(error.contains(named), "{error}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kafka.json");
+        std::fs::write(&path, r#"{"consumer": {"fetch.wait": 1}}"#).unwrap();
+        let error = format!("{:#}", Settings::load(&path).unwrap_err());
+        assert!(
+            error.contains("kafka.json: field") && error.contains("consumer.fetch.wait"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -29,6 +29,11 @@ impl Transactions {
         Ok(transactions)
     }
 
+    /// As [`Producer::look_at`].
+    pub async fn look_at(&self, topic: &str) -> Result<()> {
+        self.producer.look_at(topic).await
+    }
+
     /// Begins one. What is enqueued from here on belongs to it.
     pub fn begin(&self) -> Result<(), SendError> {
         let begun = self.producer.client.begin_transaction();

@@ -125,6 +125,7 @@ async fn records_go_round_with_all_they_have_and_positions_hold() {
 
     assert_eq!(reader.watermarks(&topic, 0).await.unwrap(), (0, 100));
     assert_eq!(reader.ends(&partition).await.unwrap(), [100]);
+    assert_eq!(reader.beginnings(&partition).await.unwrap(), [0]);
     assert_eq!(reader.committed(&partition).await.unwrap(), [None]);
     assert_eq!(reader.positions(&partition).await.unwrap(), [100]);
     reader.commit(&[(Arc::clone(&topic), 0, 42)]).await.unwrap();
