@@ -12,6 +12,9 @@ pub struct Config {
     pub advertised_port: Option<u16>,
     /// Where topics, records and offsets outlive the process; in memory only if absent.
     pub data_dir: Option<PathBuf>,
+    /// Whether an acknowledgement waits until what it is about is on the disk. Else it is with the system, and lost where
+    /// the machine loses its power within seconds.
+    pub fsync: bool,
     /// The memory that record batches may take. Beyond it the oldest leave it: for good where there is no folder.
     pub memory_bytes: usize,
     /// The age at which records of a topic without `retention.ms` may go.
@@ -32,6 +35,7 @@ impl Default for Config {
             advertised_host: None,
             advertised_port: None,
             data_dir: None,
+            fsync: false,
             memory_bytes: 256 << 20,
             retention_ms: Some(7 * 24 * 60 * 60 * 1000),
             retention_bytes: None,

@@ -195,18 +195,27 @@ async fn answer(
     Ok(())
 }
 
-/// Answers one request, given without its length, by a broker that has nothing but the topic `t`; for tests.
-pub async fn answer_once(request: Bytes) -> Option<Bytes> {
-    let node = Node::open(Config::default(), 0).ok()?;
+/// Answers requests of one client, each given without its length, by a broker that has nothing but the topic `t`, until
+/// one ends the connection; for tests. What is not answered at once counts as not answered.
+pub async fn answer_each(requests: Vec<Bytes>) -> Vec<Option<Bytes>> {
+    const AT_ONCE: Duration = Duration::from_millis(50);
+    let Ok(node) = Node::open(Config::default(), 0) else {
+        return Vec::new();
+    };
     let settings = Default::default();
-    node.topics
-        .create("t", 2, settings, false, &node.journal)
-        .ok()?;
-    let mut output = BytesMut::new();
+    let topic = node.topics.create("t", 2, settings, false, &node.journal);
     let mut session = Session::new();
-    let answered = answer(&node, &mut session, request, &mut output);
-    match tokio::time::timeout(Duration::from_millis(50), answered).await {
-        Ok(Ok(())) => Some(output.freeze()),
-        _ => None,
+    let mut answers = Vec::new();
+    for request in requests {
+        let mut output = BytesMut::new();
+        let answered = answer(&node, &mut session, request, &mut output);
+        match tokio::time::timeout(AT_ONCE, answered).await {
+            Ok(Err(_)) => break,
+            Ok(Ok(())) => answers.push(Some(output.freeze())),
+            Err(_) => answers.push(None),
+        }
+        node.tick(std::time::Instant::now());
     }
+    drop(topic);
+    answers
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::disk::Disk;
 
 /// Entries are appended; the file is written anew once it holds this much that is out of date.
 const SLACK: usize = 8 << 20;
@@ -20,6 +22,7 @@ pub(crate) struct Journal(Option<Mutex<Open>>);
 struct Open {
     path: PathBuf,
     file: File,
+    disk: Arc<Disk>,
     values: BTreeMap<String, Vec<u8>>,
     written: usize,
     live: usize,
@@ -27,7 +30,7 @@ struct Open {
 
 impl Journal {
     /// Opens the journal in a folder. What a crash left half written at its end is cut.
-    pub(crate) fn open(folder: &Path) -> io::Result<Self> {
+    pub(crate) fn open(folder: &Path, disk: Arc<Disk>) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let path = folder.join("journal");
         let bytes = match fs::read(&path) {
@@ -46,6 +49,7 @@ impl Journal {
         let mut open = Open {
             path,
             file,
+            disk,
             values,
             written: 0,
             live: 0,
@@ -116,6 +120,7 @@ impl Open {
     fn append(&mut self, key: &str, value: Option<Vec<u8>>) -> io::Result<()> {
         let bytes = encoded(key, value.as_deref());
         self.file.write_all(&bytes)?;
+        self.disk.file(&self.file)?;
         self.written += bytes.len();
         let size = |value: &Vec<u8>| 16 + key.len() + value.len();
         self.live += value.as_ref().map_or(0, size);
@@ -137,8 +142,14 @@ impl Open {
             bytes.extend(encoded(key, Some(value)));
         }
         let new = self.path.with_extension("new");
-        fs::write(&new, &bytes)?;
+        let mut file = File::create(&new)?;
+        file.write_all(&bytes)?;
+        // Always: a power cut must not leave a new name without contents, which would be a broker without topics.
+        file.sync_data()?;
         fs::rename(&new, &self.path)?;
+        if let Some(folder) = self.path.parent() {
+            self.disk.folder(folder)?;
+        }
         self.file = OpenOptions::new().append(true).open(&self.path)?;
         self.written = bytes.len();
         self.live = bytes.len();
@@ -185,7 +196,7 @@ mod tests {
     #[test]
     fn keeps_the_last_value_of_each_key_and_cuts_a_torn_end() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::open(folder.path()).unwrap();
+        let journal = Journal::open(folder.path(), Arc::default()).unwrap();
         journal.put("a/1", &1).unwrap();
         journal.put("a/1", &2).unwrap();
         journal.put("a/2", &3).unwrap();
@@ -196,11 +207,11 @@ mod tests {
         let mut bytes = fs::read(&path).unwrap();
         bytes.extend(&encoded("a/3", Some(b"5"))[..9]);
         fs::write(&path, bytes).unwrap();
-        let journal = Journal::open(folder.path()).unwrap();
+        let journal = Journal::open(folder.path(), Arc::default()).unwrap();
         assert_eq!(journal.all::<i32>("a/").unwrap(), [("1".to_owned(), 2)]);
         journal.put("a/3", &6).unwrap();
         drop(journal);
-        let journal = Journal::open(folder.path()).unwrap();
+        let journal = Journal::open(folder.path(), Arc::default()).unwrap();
         assert_eq!(journal.all::<i32>("a/").unwrap().len(), 2);
         journal.remove_all("a/").unwrap();
         assert!(journal.all::<i32>("a/").unwrap().is_empty());

@@ -17,6 +17,7 @@ mod api;
 mod batch;
 mod config;
 mod connection;
+mod disk;
 mod group;
 mod groups;
 mod journal;
@@ -30,6 +31,6 @@ mod transactions;
 pub use config::Config;
 pub use server::{Broker, Running};
 
-/// For fuzzing: hands a request, without its length, to a broker with nothing in it.
+/// For fuzzing: hands requests, without their lengths, to a broker with nothing in it.
 #[doc(hidden)]
-pub use connection::answer_once;
+pub use connection::answer_each;

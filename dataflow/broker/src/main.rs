@@ -27,6 +27,9 @@ struct Flags {
     /// A folder where topics, records and offsets are kept [default: in memory only]
     #[arg(long)]
     data_dir: Option<PathBuf>,
+    /// Acknowledge what is on the disk only: survives a power cut, and is slower
+    #[arg(long, requires = "data_dir")]
+    fsync: bool,
     /// The memory that records may take; beyond it the oldest leave it, for good without --data-dir
     #[arg(long, default_value_t = 256 << 20)]
     memory_bytes: usize,
@@ -70,6 +73,7 @@ async fn run(flags: Flags) -> Result<()> {
         advertised_host: flags.advertised_host,
         advertised_port: flags.advertised_port,
         data_dir: flags.data_dir,
+        fsync: flags.fsync,
         memory_bytes: flags.memory_bytes,
         retention_ms: (flags.retention_ms >= 0).then_some(flags.retention_ms),
         retention_bytes: flags.retention_bytes,

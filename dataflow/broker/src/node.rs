@@ -10,6 +10,7 @@ use kafka_protocol::protocol::StrBytes;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::groups::Groups;
 use crate::journal::Journal;
 use crate::log::{Memory, Partition};
@@ -46,12 +47,13 @@ pub(crate) fn now_ms() -> i64 {
 
 impl Node {
     pub(crate) fn open(config: Config, port: u16) -> io::Result<Self> {
+        let disk = Arc::new(Disk::new(config.fsync));
         let journal = match &config.data_dir {
-            Some(folder) => Journal::open(folder)?,
+            Some(folder) => Journal::open(folder, disk.clone())?,
             None => Journal::default(),
         };
         let memory = Arc::new(Memory::new(config.memory_bytes));
-        let topics = Topics::load(&config, memory.clone(), &journal)?;
+        let topics = Topics::load(&config, memory.clone(), disk, &journal)?;
         let groups = Groups::load(&journal)?;
         let transactions = Transactions::load(&Parts {
             topics: &topics,

@@ -9,6 +9,7 @@ use kafka_protocol::ResponseError;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::groups::SEPARATOR;
 use crate::journal::Journal;
 use crate::log::{Memory, Partition};
@@ -92,6 +93,7 @@ impl Topic {
 pub(crate) struct Topics {
     by_name: RwLock<HashMap<String, Arc<Topic>>>,
     memory: Arc<Memory>,
+    disk: Arc<Disk>,
     folder: Option<PathBuf>,
 }
 
@@ -138,12 +140,14 @@ impl Topics {
     pub(crate) fn load(
         config: &Config,
         memory: Arc<Memory>,
+        disk: Arc<Disk>,
         journal: &Journal,
     ) -> io::Result<Self> {
         let folder = config.data_dir.as_ref().map(|folder| folder.join("topics"));
         let topics = Self {
             by_name: RwLock::new(HashMap::new()),
             memory,
+            disk,
             folder,
         };
         let starts: HashMap<String, i64> = journal.all(START)?.into_iter().collect();
@@ -193,7 +197,7 @@ impl Topics {
             .folder
             .as_ref()
             .map(|root| root.join(folder).join(index.to_string()));
-        Partition::open(self.memory.clone(), folder.as_deref(), start).map(Arc::new)
+        Partition::open(self.memory.clone(), &self.disk, folder.as_deref(), start).map(Arc::new)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<String, Arc<Topic>>> {
@@ -248,7 +252,7 @@ impl Topics {
         };
         let open = |index| {
             if only_check {
-                Partition::open(self.memory.clone(), None, 0).map(Arc::new)
+                Partition::open(self.memory.clone(), &self.disk, None, 0).map(Arc::new)
             } else {
                 self.open(&folder, index, 0)
             }

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::Message as _;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfig as _, FromClientConfigAndContext as _};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
@@ -30,6 +32,10 @@ struct Server {
 
 impl Server {
     fn start(port: u16, folder: Option<&Path>, memory: usize) -> Self {
+        Self::with(port, folder, memory, &[])
+    }
+
+    fn with(port: u16, folder: Option<&Path>, memory: usize, more: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_seldon-broker"));
         command.args([
             "--port",
@@ -42,6 +48,7 @@ impl Server {
         if let Some(folder) = folder {
             command.arg("--data-dir").arg(folder);
         }
+        command.args(more);
         let child = command.stdin(Stdio::null()).spawn().unwrap();
         let start = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -65,17 +72,38 @@ impl Server {
     }
 
     fn create(&self, topic: &str) {
-        let admin: AdminClient<DefaultClientContext> =
-            AdminClient::from_config(&self.config()).unwrap();
         let wanted = NewTopic::new(topic, 2, TopicReplication::Fixed(1));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let created = runtime
-            .block_on(admin.create_topics([&wanted], &AdminOptions::new()))
-            .unwrap();
+        let created = wait(self.admin().create_topics([&wanted], &AdminOptions::new())).unwrap();
         created.into_iter().for_each(|one| drop(one.unwrap()));
+    }
+
+    fn set(&self, topic: &str, name: &str, value: &str) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        let changed = wait(self.admin().alter_configs([&change], &AdminOptions::new())).unwrap();
+        changed.into_iter().for_each(|one| drop(one.unwrap()));
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        AdminClient::from_config(&self.config()).unwrap()
+    }
+
+    /// The first offset that is left, and the next one.
+    fn ends(&self, topic: &str) -> (i64, i64) {
+        let reader: BaseConsumer = self.config().create().unwrap();
+        reader.fetch_watermarks(topic, 0, LONG).unwrap()
+    }
+
+    /// Waits until that holds of a partition's ends.
+    fn until(&self, topic: &str, holds: impl Fn((i64, i64)) -> bool) -> (i64, i64) {
+        let start = Instant::now();
+        loop {
+            let ends = self.ends(topic);
+            if holds(ends) {
+                return ends;
+            }
+            assert!(start.elapsed() < LONG, "{ends:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Its resident memory now, in bytes.
@@ -98,6 +126,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(work)
 }
 
 /// Below the range that the kernel hands to connections; each call gives another, since tests run side by side.
@@ -217,7 +252,9 @@ fn killed_five_times_under_load_it_loses_nothing_and_doubles_nothing() {
                 .unwrap();
             reader.commit(&list, CommitMode::Sync).unwrap();
             server.kill();
-            let mut next = Server::start(port, Some(folder.path()), 16 << 20);
+            // What is on the disk and what is with the system is the same to who comes after a kill.
+            let more: &[&str] = if round % 2 == 1 { &["--fsync"] } else { &[] };
+            let mut next = Server::with(port, Some(folder.path()), 16 << 20, more);
             std::mem::swap(server, &mut next);
             let found = reader.committed_offsets(list, LONG).unwrap().elements()[0].offset();
             assert_eq!(found, Offset::Offset(round), "the committed offset");
@@ -284,4 +321,46 @@ fn a_flood_does_not_outgrow_the_limit() {
             memory >> 20
         );
     }
+}
+
+#[test]
+fn size_and_age_take_the_oldest_and_a_restart_brings_nothing_back() {
+    const RECORDS: i64 = 80;
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut server = Server::start(port, Some(folder.path()), 16 << 20);
+    server.create("bounded");
+    server.set("bounded", "retention.bytes", &(32 << 20).to_string());
+    let config = server.config();
+    let producer =
+        ThreadedProducer::from_config_and_context(&config, Acknowledged::default()).unwrap();
+    let write = |count: i64| {
+        for _ in 0..count {
+            let value = vec![b'x'; 900_000];
+            let record = BaseRecord::<str, [u8]>::to("bounded")
+                .partition(0)
+                .payload(&value[..]);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+            producer.flush(LONG).unwrap();
+        }
+    };
+    write(RECORDS);
+    // By whole files of 16 MiB: no less than the limit stays, and no more than a file beyond it.
+    let kept = |(first, next): (i64, i64)| (next - first) * 900_000;
+    let ends = server.until("bounded", |ends| kept(ends) < 50 << 20);
+    assert!(kept(ends) > 31 << 20 && ends.1 == RECORDS, "{ends:?}");
+    server.kill();
+    server = Server::start(port, Some(folder.path()), 16 << 20);
+    assert_eq!(server.ends("bounded"), ends);
+
+    server.set("bounded", "retention.ms", "1");
+    let gone = server.until("bounded", |(first, next)| first == next);
+    assert_eq!(gone, (RECORDS, RECORDS));
+    server.kill();
+    server = Server::start(port, Some(folder.path()), 16 << 20);
+    assert_eq!(
+        server.ends("bounded"),
+        gone,
+        "offsets go on where they were"
+    );
 }

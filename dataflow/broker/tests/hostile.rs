@@ -78,7 +78,8 @@ fn ask(request: Vec<u8>) -> Option<Bytes> {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(seldon_broker::answer_once(request.into()))
+    let answers = runtime.block_on(seldon_broker::answer_each(vec![request.into()]));
+    answers.into_iter().flatten().next()
 }
 
 #[test]
@@ -119,5 +120,26 @@ proptest! {
             request.truncate(cut.index(request.len()));
         }
         ask(request);
+    }
+}
+
+#[path = "../../../fuzz/checks/broker.rs"]
+mod requests;
+#[path = "../../../fuzz/checks/seeds.rs"]
+mod seeds;
+
+const CRATE: &str = env!("CARGO_MANIFEST_DIR");
+
+#[test]
+fn the_corpus_is_replayed() {
+    for seed in seeds::read(CRATE, "corpus", 10) {
+        requests::requests(&seed);
+    }
+}
+
+proptest! {
+    #[test]
+    fn damaged_conversations(bytes in seeds::damaged(seeds::read(CRATE, "corpus", 10))) {
+        requests::requests(&bytes);
     }
 }

@@ -4,10 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::batch::{self, Header};
+use crate::disk::Disk;
 
 /// The size at which a new file is begun.
 const SEGMENT: u64 = 16 << 20;
@@ -20,6 +22,9 @@ static OPENED: AtomicUsize = AtomicUsize::new(0);
 #[derive(Debug)]
 pub(crate) struct Files {
     folder: PathBuf,
+    disk: Arc<Disk>,
+    /// Something was written that the disk was not yet asked for.
+    pending: bool,
     /// In order; the last one is written to.
     segments: Vec<Segment>,
     writer: Option<Writer>,
@@ -76,8 +81,18 @@ fn path(folder: &Path, base: i64) -> PathBuf {
 
 impl Files {
     /// Opens a partition's folder; each batch found is handed over, in order. What is torn, and what follows, is cut.
-    pub(crate) fn open(folder: &Path, mut found: impl FnMut(Header, &[u8])) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
+    pub(crate) fn open(
+        folder: &Path,
+        disk: Arc<Disk>,
+        mut found: impl FnMut(Header, &[u8]),
+    ) -> io::Result<Self> {
+        if !folder.exists() {
+            fs::create_dir_all(folder)?;
+            // Its own name, and those of what was made for it.
+            for above in folder.ancestors().skip(1).take(3) {
+                disk.folder(above)?;
+            }
+        }
         let mut bases = Vec::new();
         for entry in fs::read_dir(folder)? {
             let name = entry?.file_name();
@@ -93,6 +108,8 @@ impl Files {
         bases.sort_unstable();
         let mut files = Self {
             folder: folder.to_owned(),
+            disk,
+            pending: false,
             segments: Vec::new(),
             writer: None,
         };
@@ -167,17 +184,31 @@ impl Files {
         writer.used = Instant::now();
         if OPENED.load(Ordering::Relaxed) <= OPEN {
             self.writer = Some(writer);
+            self.pending = true;
+        } else {
+            self.disk.file(&writer.file)?;
         }
+        Ok(())
+    }
+
+    /// Returns once all that was appended is on the disk, if that is asked for.
+    pub(crate) fn settle(&mut self) -> io::Result<()> {
+        if let (true, Some(writer)) = (self.pending, &self.writer) {
+            self.disk.file(&writer.file)?;
+        }
+        self.pending = false;
         Ok(())
     }
 
     /// Begins a new file. It exists from here on, so that its name tells the next offset.
     pub(crate) fn roll(&mut self, base: i64) -> io::Result<()> {
+        self.settle()?;
         self.writer = None;
         if self.segments.last().is_some_and(|last| last.base == base) {
             return Ok(());
         }
         File::create(path(&self.folder, base))?;
+        self.disk.folder(&self.folder)?;
         self.segments.push(Segment::new(base));
         Ok(())
     }
@@ -297,8 +328,11 @@ impl Files {
             }
             if kept.len() < bytes.len() {
                 let temporary = path.with_extension("clean");
-                fs::write(&temporary, &kept)?;
+                let mut file = File::create(&temporary)?;
+                file.write_all(&kept)?;
+                self.disk.file(&file)?;
                 fs::rename(&temporary, &path)?;
+                self.disk.folder(&self.folder)?;
                 *segment = new;
             }
         }

@@ -22,6 +22,7 @@ pub(crate) use self::memory::Memory;
 pub(crate) use self::producers::Aborted;
 use self::producers::Producers;
 use crate::batch::{self, Header};
+use crate::disk::Disk;
 
 /// A file that nobody writes to is closed after this time.
 const IDLE: Duration = Duration::from_secs(30);
@@ -76,11 +77,16 @@ pub(crate) struct Read {
 
 impl Partition {
     /// Makes an empty partition, or opens what a folder holds of one.
-    pub(crate) fn open(memory: Arc<Memory>, folder: Option<&Path>, start: i64) -> io::Result<Self> {
+    pub(crate) fn open(
+        memory: Arc<Memory>,
+        disk: &Arc<Disk>,
+        folder: Option<&Path>,
+        start: i64,
+    ) -> io::Result<Self> {
         let mut producers = Producers::default();
         let mut next = start;
         let files = folder.map(|folder| {
-            Files::open(folder, |header, bytes| {
+            Files::open(folder, disk.clone(), |header, bytes| {
                 producers.note(&header, batch::commits(bytes));
                 next = next.max(header.last() + 1);
             })
@@ -132,6 +138,10 @@ impl Log {
             };
             place.get_or_insert(base);
         }
+        self.settle().map_err(|error| {
+            tracing::error!(%error, "the disk does not take a batch");
+            ResponseError::KafkaStorageError
+        })?;
         self.wake();
         Ok(place.unwrap_or(-1))
     }
@@ -150,6 +160,7 @@ impl Log {
         let bytes = batch::marker(producer, epoch, commit, now_ms);
         let header = Header::read(&bytes).ok_or_else(|| io::Error::other("a marker is a batch"))?;
         self.push(header, &bytes)?;
+        self.settle()?;
         self.wake();
         Ok(())
     }
@@ -178,6 +189,10 @@ impl Log {
             bytes,
         });
         Ok(base)
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        self.files.as_mut().map_or(Ok(()), Files::settle)
     }
 
     fn wake(&mut self) {

@@ -42,7 +42,7 @@ fn batch(key: &str, ms: i64, size: usize) -> (Header, Bytes) {
 }
 
 fn open(memory: &Arc<Memory>, folder: Option<&Path>) -> Partition {
-    Partition::open(memory.clone(), folder, 0).unwrap()
+    Partition::open(memory.clone(), &Arc::default(), folder, 0).unwrap()
 }
 
 /// The offset and key of each record that is left.
@@ -181,4 +181,28 @@ fn what_left_memory_is_read_from_files_or_gone() {
         assert_eq!(log.delete_before(190), Ok(190));
         assert_eq!(left(&log).len(), 10);
     });
+}
+
+/// One wait for each request, and one for each file that is full.
+#[test]
+fn the_disk_is_waited_for_where_that_is_asked_for() {
+    for sync in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Arc::new(Memory::new(1 << 30));
+        let disk = Arc::new(Disk::new(sync));
+        let partition = Partition::open(memory, &disk, Some(folder.path()), 0).unwrap();
+        let mut log = partition.lock();
+        log.append(&[batch("a", 100, 10), batch("b", 100, 10)])
+            .unwrap();
+        assert_eq!(disk.waited(), u64::from(sync));
+        log.append(&[batch("c", 100, 9 << 20), batch("d", 100, 9 << 20)])
+            .unwrap();
+        assert_eq!(disk.waited(), if sync { 3 } else { 0 });
+        log.end_transaction(7, 0, true, 100).unwrap();
+        assert_eq!(
+            disk.waited(),
+            if sync { 3 } else { 0 },
+            "it has written nothing"
+        );
+    }
 }
