@@ -120,31 +120,18 @@ fn undeclared(value: &[u8], request: bool) -> Result<Contents, Undecodable> {
     if text.first() == Some(&b'{') {
         return json(text);
     }
+    // Both kinds begin alike: where both could be read, the one that fits the topic is meant. They have their tensors in
+    // the same field, so the other would not find any more of them.
     let (as_request, as_response) = (
-        ModelInferRequest::decode(value),
-        ModelInferResponse::decode(value),
+        || ModelInferRequest::decode(value).map(Contents::Request),
+        || ModelInferResponse::decode(value).map(Contents::Response),
     );
-    match (as_request, as_response) {
-        // Both kinds begin alike: where both can be read, the one that fits the topic is meant, unless it holds no
-        // tensors and the other does.
-        (Ok(one), Ok(other)) => {
-            let is_request = if request {
-                !one.inputs.is_empty() || other.outputs.is_empty()
-            } else {
-                other.outputs.is_empty() && !one.inputs.is_empty()
-            };
-            Ok(if is_request {
-                Contents::Request(one)
-            } else {
-                Contents::Response(other)
-            })
-        }
-        (Ok(one), Err(_)) => Ok(Contents::Request(one)),
-        (Err(_), Ok(other)) => Ok(Contents::Response(other)),
-        (Err(error), Err(_)) => Err(Undecodable(format!(
-            "it is neither protobuf ({error}) nor JSON"
-        ))),
-    }
+    let read = if request {
+        as_request().or_else(|error| as_response().map_err(|_| error))
+    } else {
+        as_response().or_else(|_| as_request())
+    };
+    read.map_err(|error| Undecodable(format!("it is neither protobuf ({error}) nor JSON")))
 }
 
 fn json(text: &[u8]) -> Result<Contents, Undecodable> {

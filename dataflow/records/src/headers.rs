@@ -1,9 +1,40 @@
 //! Headers of a record.
+use std::borrow::Cow;
+
 use bytes::Bytes;
+
+use crate::header;
 
 /// Headers in their order; a name may come several times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Headers(Vec<(String, Bytes)>);
+pub struct Headers(Vec<(Name, Bytes)>);
+
+/// Names that almost every record has are not allocated for each.
+type Name = Cow<'static, str>;
+
+/// Those.
+const COMMON: [&str; 13] = [
+    header::PIPELINE,
+    header::PIPELINE_VERSION,
+    header::REQUEST_ID,
+    header::ROUTE,
+    header::ID,
+    header::VISITS,
+    header::DEADLINE,
+    header::REPEAT,
+    header::BATCH,
+    "x-forwarded-proto",
+    "x-envoy-expected-rq-timeout-ms",
+    "traceparent",
+    "tracestate",
+];
+
+fn name(text: &str) -> Name {
+    match COMMON.iter().find(|common| **common == text) {
+        Some(common) => Cow::Borrowed(common),
+        None => Cow::Owned(text.to_owned()),
+    }
+}
 
 impl Headers {
     /// Without any.
@@ -37,7 +68,7 @@ impl Headers {
 
     /// Adds a value.
     pub fn push(&mut self, name: &str, value: impl Into<Bytes>) {
-        self.0.push((name.to_owned(), value.into()));
+        self.0.push((self::name(name), value.into()));
     }
 
     /// Removes all values of a name.
@@ -47,7 +78,7 @@ impl Headers {
 
     /// All, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value))
+        self.0.iter().map(|(name, value)| (&**name, value))
     }
 
     /// How many.
@@ -61,12 +92,12 @@ impl Headers {
     }
 }
 
-impl<N: Into<String>, V: Into<Bytes>> FromIterator<(N, V)> for Headers {
+impl<N: AsRef<str>, V: Into<Bytes>> FromIterator<(N, V)> for Headers {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
         let pairs = pairs.into_iter();
         Self(
             pairs
-                .map(|(name, value)| (name.into(), value.into()))
+                .map(|(name, value)| (self::name(name.as_ref()), value.into()))
                 .collect(),
         )
     }

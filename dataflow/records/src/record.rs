@@ -84,6 +84,9 @@ impl fmt::Display for Identity {
     }
 }
 
+/// No name of a step: stands for the number of a request that was sent again.
+const AGAIN: &str = "@";
+
 /// How often the steps of a cyclic pipeline were reached before; travels with the record as `step=2,other=1`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Visits(BTreeMap<String, u32>);
@@ -99,14 +102,27 @@ impl Visits {
         Self(pairs.collect())
     }
 
+    /// Tells a request that its producer sent again, in the record at this place, from the first.
+    pub fn again(&mut self, partition: i32, offset: i64) {
+        let place = [&partition.to_le_bytes()[..], &offset.to_le_bytes()[..]].concat();
+        let number = u32::try_from(xxh3_128(&place) & 0xffff_ffff).unwrap_or(u32::MAX);
+        self.0.insert(AGAIN.to_owned(), number.max(1));
+    }
+
+    /// Which of the requests of one identity it is; 0: the first.
+    pub fn which(&self) -> u32 {
+        self.count(AGAIN)
+    }
+
     /// How often a step was reached.
     pub fn count(&self, step: &str) -> u32 {
         self.0.get(step).copied().unwrap_or(0)
     }
 
-    /// The greatest of all counts.
+    /// The greatest of all counts of steps.
     pub fn greatest(&self) -> u32 {
-        self.0.values().copied().max().unwrap_or(0)
+        let steps = self.0.iter().filter(|(step, _)| *step != AGAIN);
+        steps.map(|(_, count)| *count).max().unwrap_or(0)
     }
 
     /// Counts one more, and returns the number with it.
@@ -153,5 +169,9 @@ mod tests {
         visits.write(&mut headers);
         assert_eq!(headers.text(header::VISITS), Some("a=2,b=1"));
         assert_eq!(Visits::of(&headers), visits);
+        visits.again(0, 7);
+        visits.write(&mut headers);
+        assert_eq!(Visits::of(&headers).which(), visits.which());
+        assert!(visits.which() > 0 && visits.greatest() == 2);
     }
 }
