@@ -1,0 +1,9 @@
+//! REST requests with binary tensors. Corpus: `crates/inference/corpus/binary`.
+#![no_main]
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../checks/requests.rs"]
+#[allow(dead_code)]
+mod requests;
+
+fuzz_target!(|bytes: &[u8]| requests::binary(bytes));
