@@ -58,7 +58,12 @@ pub async fn run(
         metrics.began();
         let incarnation = incarnation(&options, &kafka, &channel, &health, &metrics, &stop);
         match incarnation.await {
-            Ok(Ended::Stopped) => return Ok(()),
+            Ok(Ended::Stopped { released }) => {
+                if released {
+                    chainer::leave(channel, options.replica()).await;
+                }
+                return Ok(());
+            }
             Ok(Ended::Broken(reason)) => tracing::error!(reason, "the engine begins anew"),
             Err(error) => tracing::warn!("the engine cannot begin yet: {error:#}"),
         }
@@ -83,7 +88,7 @@ async fn incarnation(
     let build = build(options, kafka, health, metrics);
     let (context, writer) = tokio::select! {
         built = build => built?,
-        () = stop.cancelled() => return Ok(Ended::Stopped),
+        () = stop.cancelled() => return Ok(Ended::Stopped { released: true }),
     };
     health.ready.store(true, Ordering::Relaxed);
     tracing::info!(
@@ -161,16 +166,18 @@ async fn build(
     let consumer = Consumer::new(kafka, &names.group("seldon-dataflow"), exact)?;
     let producer = Producer::new(kafka)?;
     let partitions = Partitions::default();
+    let mode = if exact {
+        Mode::Exact(Arc::new(Transactions::new(kafka, &me).await?))
+    } else {
+        Mode::Plain(producer.clone())
+    };
     let tools = Tools {
         admin: admin.clone(),
         partitions: partitions.clone(),
         names: names.clone(),
         metrics: metrics.clone(),
-    };
-    let mode = if exact {
-        Mode::Exact(Transactions::new(kafka, &me).await?)
-    } else {
-        Mode::Plain(producer.clone())
+        mode,
+        healing: Arc::default(),
     };
     let context = Context {
         me,
@@ -185,9 +192,10 @@ async fn build(
         partitions,
         metrics: metrics.clone(),
         beat: health.beat.clone(),
+        look: tokio::sync::Notify::new(),
         fenced: tokio::sync::Mutex::default(),
     };
-    Ok((Arc::new(context), Writer::start(mode, tools)))
+    Ok((Arc::new(context), Writer::start(tools)))
 }
 
 fn scheduler(options: &Options) -> anyhow::Result<Channel> {

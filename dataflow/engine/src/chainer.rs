@@ -5,6 +5,7 @@ use backon::{ExponentialBuilder, Retryable};
 use seldon_grpc::chainer::chainer_client::ChainerClient;
 use seldon_proto::chainer::{
     PipelineSubscriptionRequest, PipelineUpdateMessage, PipelineUpdateStatusMessage,
+    pipeline_update_message::PipelineOperation,
 };
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
@@ -16,6 +17,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often an acknowledgement is tried again; what is lost for good the scheduler asks for when it is back.
 const TRIES: usize = 5;
+
+/// How long the scheduler may take to hear that the engine leaves.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// Subscribes for ever; gives orders to `take` and says whether it is connected.
 pub async fn follow(
@@ -79,6 +83,25 @@ pub async fn acknowledge(
             let reason = describe(&status);
             tracing::warn!(reason, "an acknowledgement did not reach the scheduler");
         }
+    }
+}
+
+/// Tells the scheduler that everything was given up, so that it need not wait for this engine to come back.
+pub async fn leave(channel: Channel, name: String) {
+    let update = PipelineUpdateMessage {
+        op: PipelineOperation::Rebalance.into(),
+        stream: name,
+        ..Default::default()
+    };
+    let left = PipelineUpdateStatusMessage {
+        update: Some(update),
+        success: true,
+        reason: "the engine leaves".to_owned(),
+    };
+    let mut client = ChainerClient::new(channel);
+    let told = tokio::time::timeout(LEAVING, client.pipeline_update_event(left)).await;
+    if !matches!(told, Ok(Ok(_))) {
+        tracing::warn!("the scheduler does not know that this engine leaves: it will wait for it");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use seldon_kafka::{Admin, Consumer, Producer, SendError, Settings, Transactions};
 use seldon_records::Names;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -38,6 +38,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// When the worker was last seen at work.
     pub beat: Arc<AtomicI64>,
+    /// Asks for a look at the topics.
+    pub look: Notify,
     /// Owners that cannot write any more.
     pub fenced: Mutex<HashSet<String>>,
 }

@@ -20,7 +20,7 @@ pub enum Guarantee {
 #[derive(Clone, Debug, Parser)]
 #[command(name = "seldon-dataflow-engine", version)]
 pub struct Options {
-    /// Unique among engines [default: POD_NAME, or the host's name]
+    /// Unlike all other engines' [default: POD_NAME, or the host's name and a random number]
     #[arg(long, env = "SELDON_DATAFLOW_REPLICA_ID")]
     pub dataflow_replica_id: Option<String>,
     /// Part of the names of topics and groups.
@@ -136,10 +136,9 @@ impl Options {
         given
             .filter(|id| !id.is_empty())
             .or_else(|| std::env::var("POD_NAME").ok())
-            .or_else(|| std::fs::read_to_string("/etc/hostname").ok())
             .map(|name| name.trim().to_owned())
             .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| "seldon-dataflow-engine".to_owned())
+            .unwrap_or_else(|| seldon_telemetry::process_name().to_owned())
     }
 
     /// Refuses what cannot work.

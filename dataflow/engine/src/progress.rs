@@ -2,9 +2,10 @@
 //!
 //! What it took is alive while anybody holds its `Arc`: a join, a batch, or a result that is not delivered. Everything
 //! below the lowest living offset is done; what is done above it is told by naming the living ones.
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
+use seldon_flow::Place;
 use serde::{Deserialize, Serialize};
 
 /// Living offsets that are named in a snapshot of the default guarantee; with more, a restart repeats (and marks).
@@ -23,6 +24,10 @@ pub struct Snapshot {
     /// What was taken and is not done, as distances from `offset`; absent: perhaps all up to `until`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Vec<i64>>,
+    /// Of those held the ones that are done in some places, with the places where they still wait: exactly once, a record
+    /// is handled again there and nowhere else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits: Vec<(i64, Vec<Place>)>,
 }
 
 impl Snapshot {
@@ -54,8 +59,6 @@ pub struct Cursor<T> {
     alive: VecDeque<(i64, Weak<T>)>,
     sweep_at: usize,
     restored: Option<Restored>,
-    /// All below was taken by an owner before.
-    before: i64,
     suspended: bool,
 }
 
@@ -63,6 +66,7 @@ pub struct Cursor<T> {
 struct Restored {
     until: i64,
     held: Option<BTreeSet<i64>>,
+    waits: HashMap<i64, Vec<Place>>,
 }
 
 impl<T> Cursor<T> {
@@ -75,20 +79,25 @@ impl<T> Cursor<T> {
                 .held
                 .as_ref()
                 .map(|held| held.iter().map(|distance| from.offset + distance).collect()),
+            waits: from
+                .waits
+                .iter()
+                .map(|(distance, places)| (from.offset + distance, places.clone()))
+                .collect(),
         });
         Self {
             floor: from.offset,
             alive: VecDeque::new(),
             sweep_at: SWEEP,
             restored,
-            before: from.until.unwrap_or(from.offset),
             suspended: false,
         }
     }
 
-    /// All below was taken by an owner before.
-    pub fn taken_before(&self) -> i64 {
-        self.before
+    /// Of a record that comes again: where it waited, unless that was wherever it had come.
+    pub fn places(&self, offset: i64) -> Option<&[Place]> {
+        let places = self.restored.as_ref()?.waits.get(&offset)?;
+        Some(places)
     }
 
     /// The next offset it wants.
@@ -180,15 +189,35 @@ impl<T> Cursor<T> {
             offset,
             until: Some(until),
             held: self.held(offset, all),
+            waits: Vec::new(),
         }
+    }
+
+    /// The places to write down with a snapshot: of what it took as `known` says, of what it has yet to take as it was.
+    pub fn waits(
+        &self,
+        snapshot: &Snapshot,
+        known: impl Fn(i64) -> Option<Vec<Place>>,
+    ) -> Vec<(i64, Vec<Place>)> {
+        let held = snapshot.held.iter().flatten();
+        let places = held.filter_map(|distance| {
+            let offset = snapshot.offset + distance;
+            let places = if offset < self.floor {
+                known(offset)
+            } else {
+                self.places(offset).map(<[Place]>::to_vec)
+            };
+            Some((*distance, places?))
+        });
+        places.collect()
     }
 
     fn held(&mut self, base: i64, all: bool) -> Option<Vec<i64>> {
         self.sweep();
         let unnamed = match &self.restored {
-            Some(Restored { held: None, until }) => {
-                usize::try_from(until - self.floor).unwrap_or(0)
-            }
+            Some(Restored {
+                held: None, until, ..
+            }) => usize::try_from(until - self.floor).unwrap_or(0),
             _ => 0,
         };
         if !all && self.alive.len() + unnamed > NAMED {
@@ -196,7 +225,9 @@ impl<T> Cursor<T> {
         }
         let mut held: Vec<i64> = self.alive.iter().map(|(offset, _)| offset - base).collect();
         match &self.restored {
-            Some(Restored { held: None, until }) => {
+            Some(Restored {
+                held: None, until, ..
+            }) => {
                 held.extend((self.floor..*until).map(|offset| offset - base));
             }
             Some(Restored {
@@ -326,6 +357,28 @@ mod tests {
         assert_eq!(cursor.snapshot(false), Snapshot::at(3));
         cursor.resume();
         assert_eq!(cursor.wants(3), Take::New);
+    }
+
+    #[test]
+    fn places_outlast_owners() {
+        let mut cursor = Cursor::<i64>::new(&Snapshot::at(5));
+        let held: Vec<Arc<i64>> = (5..8).map(Arc::new).collect();
+        held.iter().for_each(|item| cursor.took(**item, item));
+        let write = |cursor: &mut Cursor<i64>| {
+            let mut snapshot = cursor.snapshot(true);
+            let known = |offset| (offset == 6).then(|| vec![1, 2]);
+            snapshot.waits = cursor.waits(&snapshot, known);
+            let json = serde_json::to_string(&snapshot).expect("plain data");
+            serde_json::from_str::<Snapshot>(&json).expect("plain data")
+        };
+        let first = write(&mut cursor);
+        assert_eq!(first.waits, [(1, vec![1, 2])]);
+        let mut heir = Cursor::<i64>::new(&first);
+        assert_eq!((heir.places(5), heir.places(6)), (None, Some(&[1, 2][..])));
+        // It dies before it has read all of them again.
+        assert_eq!(write(&mut heir), first);
+        heir.took(5, &held[0]);
+        assert_eq!(write(&mut heir).waits, first.waits);
     }
 
     #[test]

@@ -54,13 +54,24 @@ pub async fn prepare(context: &Context, topics: &[String]) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Claims what a pipeline reads and this engine does not read for it yet; returns where to begin.
+/// What was claimed.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// Where to begin.
+    pub starts: Vec<(At, Entry)>,
+    /// Another owner was there before: what it began may be in flight.
+    pub inherited: bool,
+    /// It has not let go: if it lives it may go on for a moment.
+    pub unsure: bool,
+}
+
+/// Claims what a pipeline reads and this engine does not read for it yet.
 pub async fn claim(
     context: &Context,
     pipeline: &Arc<str>,
     topics: &BTreeSet<Arc<str>>,
     mine: &HashSet<At>,
-) -> anyhow::Result<Vec<(At, Entry)>> {
+) -> anyhow::Result<Claimed> {
     let wanted: Vec<At> = topics
         .iter()
         .flat_map(|topic| {
@@ -70,10 +81,10 @@ pub async fn claim(
         .filter(|at| !mine.contains(at))
         .collect();
     if wanted.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Claimed::default());
     }
     let known = settle(context, pipeline, &wanted).await?;
-    let starts = starts(context, &wanted, &known).await?;
+    let mut starts = starts(context, &wanted, &known).await?;
     let records = starts.iter().map(|((topic, partition), entry)| {
         let place = Place {
             pipeline: pipeline.clone(),
@@ -96,7 +107,30 @@ pub async fn claim(
     {
         bail!("{} takes the pipeline over at the same time", other.owner);
     }
-    Ok(starts)
+    let of_others = || wanted.iter().filter_map(|at| known.get(at));
+    let unsure = !context.exact && of_others().any(|entry| !entry.released);
+    if unsure {
+        // What a former owner did until it could know of the claim may be done again too.
+        let ends = context.consumer.ends(&wanted).await?;
+        for ((at, entry), end) in starts.iter_mut().zip(ends) {
+            let is_held = known.get(at).is_some_and(|former| !former.released);
+            entry.replay = later(entry.replay, end, is_held);
+        }
+    }
+    Ok(Claimed {
+        inherited: of_others().next().is_some(),
+        unsure,
+        starts,
+    })
+}
+
+/// Up to where things may be handled again, when the end was looked at again. Pure.
+fn later(replay: Option<i64>, end: i64, is_held: bool) -> Option<i64> {
+    if is_held {
+        Some(replay.map_or(end, |replay| replay.max(end)))
+    } else {
+        replay
+    }
 }
 
 /// What is known of a pipeline when nobody else writes about it any more.
@@ -154,15 +188,16 @@ async fn starts(
     wanted: &[At],
     known: &HashMap<At, Entry>,
 ) -> anyhow::Result<Vec<(At, Entry)>> {
-    let ends = context.consumer.ends(wanted).await?;
+    let consumer = &context.consumer;
+    let (ends, beginnings) = tokio::try_join!(consumer.ends(wanted), consumer.beginnings(wanted))?;
     let epoch = known.values().map(|entry| entry.epoch).max().unwrap_or(0) + 1;
     let mut starts = Vec::new();
-    for (at, end) in wanted.iter().zip(ends) {
+    for ((at, end), beginning) in wanted.iter().zip(ends).zip(beginnings) {
         let former = known.get(at);
         // A partition that came after the pipeline holds nothing that was seen.
         let grown = former.is_none() && known.keys().any(|(topic, _)| *topic == at.0);
         let first = if former.is_some() || grown {
-            context.consumer.watermarks(&at.0, at.1).await?.0
+            beginning
         } else {
             end
         };
@@ -192,16 +227,19 @@ pub fn start(former: Option<&Entry>, first: i64, end: i64, exact: bool) -> (Snap
         former.at.clone()
     } else {
         // What was held is gone from the topic, but for what is above its beginning.
-        let held = former.at.held.as_ref().map(|held| {
-            let offsets = held
-                .iter()
-                .map(|distance| former.at.offset + distance - first);
-            offsets.filter(|distance| *distance >= 0).collect()
-        });
+        let left = |distance: &i64| {
+            let distance = former.at.offset + distance - first;
+            (distance >= 0).then_some(distance)
+        };
+        let held = former.at.held.as_ref();
+        let waits = former.at.waits.iter();
         Snapshot {
             offset: first,
             until: former.at.until.filter(|until| *until > first),
-            held,
+            held: held.map(|held| held.iter().filter_map(left).collect()),
+            waits: waits
+                .filter_map(|(distance, places)| Some((left(distance)?, places.clone())))
+                .collect(),
         }
     };
     let replay = match (exact, former.released) {
@@ -222,6 +260,7 @@ mod tests {
                 offset: 5,
                 until: Some(8),
                 held: Some(vec![0, 2]),
+                waits: vec![(0, vec![7]), (2, vec![8])],
             },
             replay: None,
             owner: "a".to_owned(),
@@ -243,6 +282,12 @@ mod tests {
             (kept.clone(), None)
         );
         assert_eq!(start(Some(&entry(false)), 0, 20, true), (kept, None));
+        // What came while the claim was written; of what was let go nothing did.
+        assert_eq!(later(Some(20), 25, true), Some(25));
+        assert_eq!(
+            (later(None, 25, true), later(None, 25, false)),
+            (Some(25), None)
+        );
         // The topic was made again, or its beginning was deleted.
         assert_eq!(
             start(Some(&entry(true)), 0, 2, false),
@@ -250,5 +295,6 @@ mod tests {
         );
         let (at, _) = start(Some(&entry(true)), 6, 20, false);
         assert_eq!((at.offset, at.until, at.held), (6, Some(8), Some(vec![1])));
+        assert_eq!(at.waits, [(1, vec![8])]);
     }
 }

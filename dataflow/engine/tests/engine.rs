@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use seldon_broker::{Broker, Config};
 use seldon_records::header;
-use world::World;
-
-const QUIET: Duration = Duration::from_millis(700);
+use world::{QUIET, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_loses_nothing_and_marks_repeats() {
@@ -55,6 +53,7 @@ async fn a_release_repeats_nothing() {
         let stop = async {
             answers.until(round * 100 + 30).await;
             engine.stop().await;
+            assert!(world.scheduler.has_left(&name));
         };
         tokio::join!(load, stop);
     }

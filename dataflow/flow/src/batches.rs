@@ -1,9 +1,11 @@
 //! Batches: requests that are sent to a model as one.
+use std::sync::Arc;
+
 use bytes::Bytes;
 use seldon_records::{Headers, Identity, Visits, header};
 
 use crate::{
-    Emit,
+    Emit, Input, Place,
     graph::{Batch, Step},
     members::{Member, write_members},
     rows,
@@ -61,6 +63,11 @@ impl Open {
         }
     }
 
+    /// What its members follow from, and where that waits.
+    pub fn places(&self) -> impl Iterator<Item = &(Arc<Input>, Place)> {
+        self.members.iter().flat_map(|(ready, _)| &ready.places)
+    }
+
     /// As one record; one that is alone stays as it is.
     pub fn close(mut self, step: &Step, pipeline: &str, version: u32) -> Vec<Emit> {
         if self.members.len() < 2 {
@@ -106,10 +113,7 @@ impl Open {
             .iter_mut()
             .flat_map(|(ready, _)| ready.causes.drain(..))
         {
-            if !causes
-                .iter()
-                .any(|known| std::sync::Arc::ptr_eq(known, &cause))
-            {
+            if !causes.iter().any(|known| Arc::ptr_eq(known, &cause)) {
                 causes.push(cause);
             }
         }
@@ -131,6 +135,7 @@ impl Open {
                 headers,
                 message,
                 causes,
+                places: Vec::new(),
             },
         )]
     }

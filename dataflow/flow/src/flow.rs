@@ -5,18 +5,19 @@ use std::{
 };
 
 use seldon_proto::chainer::PipelineUpdateMessage;
-use seldon_records::{Headers, Identity, Names, Outgoing, Topic, Visits, header};
+use seldon_records::{Headers, Identity, Names, Topic, header};
 
 use crate::{
     BadPipeline, Counts, Emit, Input, Limits,
-    arrival::{self, Arrival, Failure},
+    arrival::{self, Arrival},
     graph::{Graph, Sink},
     held::Held,
     joins::JoinKey,
     live::Live,
-    remembered::{self, Remembered},
+    remembered::{self, Remembered, Seen},
+    steps,
     timers::Timers,
-    write,
+    waits::Place,
 };
 
 /// How long a request without a time limit may take: as long as the model gateway gives a model.
@@ -40,7 +41,7 @@ pub struct Flow {
     pub(crate) runs: Timers<(u32, Identity)>,
     pub(crate) held: Held,
     pub(crate) counts: Counts,
-    remembered: Remembered,
+    pub(crate) remembered: Remembered,
 }
 
 /// What has a time to wait.
@@ -116,10 +117,19 @@ impl Flow {
 
     /// Takes a record.
     pub fn handle(&mut self, input: Arc<Input>, now_ms: i64) -> Vec<Emit> {
+        self.handle_in(input, None, now_ms)
+    }
+
+    /// Takes a record that another process held, where it waited and nowhere else: see [`Flow::waits`].
+    pub fn handle_again(&mut self, input: Arc<Input>, places: &[Place], now_ms: i64) -> Vec<Emit> {
+        self.handle_in(input, Some(places), now_ms)
+    }
+
+    fn handle_in(&mut self, input: Arc<Input>, places: Option<&[Place]>, now_ms: i64) -> Vec<Emit> {
         let mut out = Vec::new();
         self.expire(now_ms, &mut out);
         self.counts.handled += 1;
-        self.take(&input, now_ms, &mut out);
+        self.take(&input, places, now_ms, &mut out);
         while self.held.check(&self.limits) && self.give_up_oldest(&mut out) {}
         self.counts.emitted += out.len() as u64;
         out
@@ -132,6 +142,34 @@ impl Flow {
         self.held.check(&self.limits);
         self.counts.emitted += out.len() as u64;
         out
+    }
+
+    /// Another process had the pipeline: requests that it began are in flight and not known here. Until then no version
+    /// is idle, and what shows that a request is under way keeps its version from being so.
+    pub fn inherit(&mut self, until_ms: i64) {
+        let whoever = Identity::derived(&[]);
+        for (version, live) in &mut self.versions {
+            let due = self.runs.add(until_ms, (*version, whoever.clone()));
+            if let Some(former) = live.runs.insert(whoever.clone(), due) {
+                self.runs.remove(former);
+            }
+            live.inherited_until = until_ms;
+        }
+    }
+
+    /// How many records are remembered.
+    pub fn remembered(&self) -> usize {
+        self.remembered.len()
+    }
+
+    /// Forgets the oldest of what is remembered beyond so many records.
+    pub fn remember_at_most(&mut self, records: usize) {
+        self.remembered.shrink(records);
+    }
+
+    /// Forgets what was handled: a topic was made again, and the places of its records name others.
+    pub fn forget_handled(&mut self) {
+        self.remembered.clear();
     }
 
     /// When [`Flow::tick`] is due.
@@ -165,7 +203,13 @@ impl Flow {
             && self.runs.first().is_none()
     }
 
-    fn take(&mut self, input: &Arc<Input>, now_ms: i64, out: &mut Vec<Emit>) {
+    fn take(
+        &mut self,
+        input: &Arc<Input>,
+        places: Option<&[Place]>,
+        now_ms: i64,
+        out: &mut Vec<Emit>,
+    ) {
         let record = &input.record;
         let topic = self.names.parse(&record.topic);
         let header = record.headers.text(header::PIPELINE);
@@ -196,6 +240,7 @@ impl Flow {
             return;
         };
         live.last_ms = live.last_ms.max(now_ms);
+        let is_under_way = is_own && now_ms < live.inherited_until;
         let graph = live.graph.clone();
         let readers = graph
             .readers
@@ -220,21 +265,48 @@ impl Flow {
                 return;
             }
         };
-        for arrival in arrivals {
-            if !self
-                .remembered
-                .add(remembered::mark(record, &arrival), now_ms)
-            {
+        for mut arrival in arrivals {
+            // What engines write names its version.
+            let ours = [header::REPEAT, header::PIPELINE_VERSION];
+            let may_be_sent_again =
+                is_own && is_entry && !ours.iter().any(|name| record.headers.has(name));
+            if !self.is_news(&mut arrival, may_be_sent_again, now_ms) {
                 self.counts.repeats += 1;
                 continue;
             }
             let arrival = Arc::new(arrival);
-            if is_own && is_entry {
+            if is_own && is_entry || is_under_way {
                 self.begin(version, &arrival, now_ms);
             }
             for (step, port) in readers.iter().filter(reads) {
-                self.arrive((version, *step), *port, &arrival, now_ms, out);
+                let at = &graph.steps[*step];
+                // That a side will not come is told again: joins that wait would wait for it.
+                let waited = |places: &[Place]| {
+                    places.contains(&at.place(&arrival)) || !steps::finds(at, *port, &arrival)
+                };
+                if places.is_none_or(waited) {
+                    self.arrive((version, *step), *port, &arrival, now_ms, out);
+                }
             }
+        }
+    }
+
+    /// Whether it was not handled before. `may_be_sent_again`: if another record of the same identity was, its producer
+    /// has asked again, which is a request of its own; all that follows from it is told from what follows from the first.
+    fn is_news(&mut self, arrival: &mut Arrival, may_be_sent_again: bool, now_ms: i64) -> bool {
+        let cause = arrival.cause.clone();
+        let mark = remembered::mark(&cause.record, arrival);
+        match self.remembered.add(mark, &cause.record, now_ms) {
+            Seen::Never => true,
+            Seen::Elsewhere if may_be_sent_again => {
+                arrival
+                    .visits
+                    .again(cause.record.partition, cause.record.offset);
+                arrival.visits.write(&mut arrival.headers);
+                let mark = remembered::mark(&cause.record, arrival);
+                self.remembered.add(mark, &cause.record, now_ms) == Seen::Never
+            }
+            Seen::Here | Seen::Elsewhere => false,
         }
     }
 
@@ -257,127 +329,6 @@ impl Flow {
             Some(version) if !is_entry => Err(Some(version)),
             _ => newest.ok_or(None),
         }
-    }
-
-    fn refuse(
-        &mut self,
-        input: &Arc<Input>,
-        version: Option<u32>,
-        topic: Option<&Topic>,
-        is_own: bool,
-        out: &mut Vec<Emit>,
-    ) {
-        let record = &input.record;
-        let is_read = self
-            .versions
-            .values()
-            .any(|live| live.graph.readers.contains_key(&record.topic));
-        let is_ours = matches!(
-            topic,
-            Some(Topic::PipelineInputs(_) | Topic::ModelOutputs(_))
-        );
-        if !is_own || !is_ours || record.headers.has(header::ERROR) || !is_read && version.is_none()
-        {
-            self.counts.foreign += 1;
-            return;
-        }
-        let text = match version {
-            Some(version) => format!(
-                "pipeline {:?} version {version} was removed while the request was in it: send it again",
-                self.pipeline
-            ),
-            None => format!("pipeline {:?} is being removed", self.pipeline),
-        };
-        self.counts.gone += 1;
-        let members = arrival::members(record).ok().flatten();
-        for failure in arrival::failures(record, members, 503, &text) {
-            self.fail(version, failure, vec![input.clone()], false, out);
-        }
-    }
-
-    /// Errors of all steps are answers.
-    fn forward(&mut self, input: &Arc<Input>, now_ms: i64, out: &mut Vec<Emit>) {
-        let record = &input.record;
-        let named = record.headers.text(header::PIPELINE_VERSION);
-        let named: Option<u32> = named.and_then(|version| version.parse().ok());
-        let of = named.and_then(|version| self.versions.get(&version));
-        let newest = self.versions.values().next_back();
-        let Some(topic) = of.or(newest).and_then(|live| live.graph.answers.clone()) else {
-            return;
-        };
-        let members = arrival::members(record).ok().flatten();
-        for failure in arrival::failures(record, members, 500, "") {
-            let mark = remembered::error_mark(record, failure.identity.as_str());
-            if !self.remembered.add(mark, now_ms) {
-                self.counts.repeats += 1;
-                continue;
-            }
-            let mut headers = failure.headers;
-            headers.remove(header::BATCH);
-            for name in [header::ERROR, header::STATUS, header::GRPC_STATUS] {
-                if let Some(value) = record.headers.get(name) {
-                    headers.set(name, value.clone());
-                }
-            }
-            if !headers.has(header::ERROR) {
-                write::mark_error(&mut headers, &self.pipeline, 500);
-            }
-            let pipeline = self.pipeline.as_bytes();
-            headers.set(header::PIPELINE, bytes::Bytes::copy_from_slice(pipeline));
-            if input.replayed || record.headers.has(header::REPEAT) {
-                headers.set(header::REPEAT, "1");
-            }
-            if let Some(version) = named {
-                self.end(version, &failure.identity, now_ms);
-            }
-            let causes = vec![input.clone()];
-            let record = Outgoing {
-                topic: topic.clone(),
-                partition: write::partition(&causes),
-                key: failure.key,
-                value: record.value.clone(),
-                headers,
-            };
-            out.push(Emit { record, causes });
-        }
-    }
-
-    /// Writes an error record; it comes back to [`Flow::forward`]. `foreign`: what failed is another pipeline's.
-    pub(crate) fn fail(
-        &mut self,
-        version: Option<u32>,
-        failure: Failure,
-        causes: Vec<Arc<Input>>,
-        foreign: bool,
-        out: &mut Vec<Emit>,
-    ) {
-        self.counts.errors += 1;
-        let mut headers = failure.headers;
-        let mut visits = Visits::of(&headers);
-        let mut identity = failure.identity;
-        if foreign {
-            identity = Identity::derived(&[identity.as_str().as_bytes(), self.pipeline.as_bytes()]);
-            visits = Visits::default();
-            headers.remove(header::DEADLINE);
-        }
-        let repeat = headers.has(header::REPEAT) || causes.iter().any(|cause| cause.replayed);
-        write::sign(
-            &mut headers,
-            &self.pipeline,
-            version,
-            &identity,
-            &visits,
-            repeat,
-        );
-        write::mark_error(&mut headers, &self.pipeline, failure.status);
-        let record = Outgoing {
-            topic: self.errors.clone(),
-            partition: write::partition(&causes),
-            key: failure.key,
-            value: Some(failure.text.into()),
-            headers,
-        };
-        out.push(Emit { record, causes });
     }
 
     /// A request enters a version.

@@ -113,6 +113,17 @@ impl Joins {
         (key, false)
     }
 
+    /// What waits in them. A side that went on alone is done, although its join waits for the others.
+    pub fn waiting(&self) -> impl Iterator<Item = &Arc<Arrival>> {
+        let open = self.entries.values().filter(|entry| !entry.is_over);
+        let sides = open.flat_map(|entry| entry.slots.iter().zip(&entry.fired));
+        let sides = sides.filter(|(_, fired)| !**fired).map(|(slot, _)| slot);
+        let constants = self.constants.values().flat_map(|found| &found.slots);
+        sides
+            .chain(constants.map(|(_, slot)| slot))
+            .filter_map(Slot::arrival)
+    }
+
     /// All joins of one run.
     pub fn of(&self, id: &Identity) -> Vec<JoinKey> {
         let from = JoinKey {
@@ -135,13 +146,16 @@ pub fn join_id(step: &Step, arrival: &Arrival) -> Identity {
 
 /// In which round it arrives.
 pub fn round(step: &Step, arrival: &Arrival) -> Vec<u32> {
-    match &step.round {
+    let mut round: Vec<u32> = match &step.round {
         Some(steps) => steps
             .iter()
             .map(|step| arrival.visits.count(step))
             .collect(),
         None => vec![arrival.visits.greatest()],
-    }
+    };
+    // A request that its producer sent again never meets the first.
+    round.extend(Some(arrival.visits.which()).filter(|which| *which > 0));
+    round
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 
 mod arrival;
 mod batches;
+mod failures;
 mod flow;
 mod graph;
 mod held;
@@ -20,7 +21,9 @@ mod steps;
 mod tensors;
 mod timers;
 mod types;
+mod waits;
 mod write;
 
 pub use flow::Flow;
 pub use types::{BadPipeline, Counts, Emit, Input, Limits};
+pub use waits::{At, Place};

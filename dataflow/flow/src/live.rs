@@ -17,6 +17,8 @@ pub struct Live {
     pub batches: Vec<Option<Open>>,
     /// Requests that entered and were not answered yet, with the time when nobody waits for them any more.
     pub runs: HashMap<Identity, Due>,
+    /// Until then requests may be in flight that another process began.
+    pub inherited_until: i64,
     /// Records held in joins and batches.
     pub waiting: usize,
 }
@@ -31,6 +33,7 @@ impl Live {
             joins: std::iter::repeat_with(Joins::default).take(steps).collect(),
             batches: std::iter::repeat_with(|| None).take(steps).collect(),
             runs: HashMap::new(),
+            inherited_until: i64::MIN,
             waiting: 0,
         }
     }

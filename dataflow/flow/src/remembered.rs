@@ -1,5 +1,5 @@
 //! What was handled lately, so that what comes again is recognised.
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map};
 
 use seldon_records::{Record, header};
 use xxhash_rust::xxh3::Xxh3;
@@ -9,35 +9,72 @@ use crate::arrival::Arrival;
 /// Bounded in number and time.
 #[derive(Debug)]
 pub struct Remembered {
-    known: HashSet<u128>,
+    /// Each with the place where it was read first.
+    known: HashMap<u128, Place>,
     order: VecDeque<(i64, u128)>,
     most: usize,
     time_ms: i64,
 }
 
+/// Partition and offset.
+pub type Place = (i32, i64);
+
+/// Whether something was handled before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Never,
+    /// The same record.
+    Here,
+    /// Another record that says the same.
+    Elsewhere,
+}
+
 impl Remembered {
     pub fn new(most: usize, time_ms: i64) -> Self {
         Self {
-            known: HashSet::new(),
+            known: HashMap::new(),
             order: VecDeque::new(),
             most,
             time_ms,
         }
     }
 
-    /// Whether it is new.
-    pub fn add(&mut self, mark: u128, now_ms: i64) -> bool {
+    /// Whether it was seen; it is from now on.
+    pub fn add(&mut self, mark: u128, record: &Record, now_ms: i64) -> Seen {
         self.forget(now_ms);
-        if !self.known.insert(mark) {
-            return false;
-        }
+        let place = (record.partition, record.offset);
+        match self.known.entry(mark) {
+            hash_map::Entry::Occupied(known) if *known.get() == place => return Seen::Here,
+            hash_map::Entry::Occupied(_) => return Seen::Elsewhere,
+            hash_map::Entry::Vacant(free) => free.insert(place),
+        };
         self.order.push_back((now_ms, mark));
-        if self.order.len() > self.most
+        self.at_most(self.most);
+        Seen::Never
+    }
+
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Forgets the oldest beyond so many, and gives their memory back.
+    pub fn shrink(&mut self, most: usize) {
+        self.at_most(most);
+        self.known.shrink_to(most);
+        self.order.shrink_to(most);
+    }
+
+    pub fn clear(&mut self) {
+        self.known.clear();
+        self.order.clear();
+    }
+
+    fn at_most(&mut self, most: usize) {
+        while self.order.len() > most
             && let Some((_, mark)) = self.order.pop_front()
         {
             self.known.remove(&mark);
         }
-        true
     }
 
     fn forget(&mut self, now_ms: i64) {

@@ -373,11 +373,17 @@ impl Flow {
             &visits,
             repeat,
         );
+        let waits = |arrival: &Arc<Arrival>| (arrival.cause.clone(), step.place(arrival));
+        let places = match step.batch {
+            Some(_) => all().map(waits).collect(),
+            None => Vec::new(),
+        };
         let ready = Ready {
             key: first.key.clone(),
             headers,
             message,
             causes,
+            places,
         };
         match step.batch {
             Some(_) => self.batch(at, step, ready, now_ms, out),
@@ -425,7 +431,7 @@ impl Flow {
 }
 
 /// Whether a record has anything that a step asks for.
-fn finds(step: &Step, port: usize, arrival: &Arrival) -> bool {
+pub(crate) fn finds(step: &Step, port: usize, arrival: &Arrival) -> bool {
     let data = step.ports[port].data.as_ref();
     data.is_some_and(|data| data.finds(&arrival.message))
         || step

@@ -6,7 +6,7 @@ use prost::Message;
 use seldon_proto::inference::ModelInferRequest;
 use seldon_records::{Contents, Headers, Identity, Outgoing, Visits, header};
 
-use crate::{Emit, Input, arrival::Arrival, graph::Step};
+use crate::{Emit, Input, Place, arrival::Arrival, graph::Step};
 
 /// A record of a step, before it is written alone or in a batch.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Ready {
     pub headers: Headers,
     pub message: ModelInferRequest,
     pub causes: Vec<Arc<Input>>,
+    /// Where these wait while it is in a batch.
+    pub places: Vec<(Arc<Input>, Place)>,
 }
 
 /// Headers that a step sets itself, or that end with one.

@@ -7,7 +7,7 @@ use seldon_records::Outgoing;
 use tokio::sync::oneshot;
 
 use super::At;
-use crate::ledger::Entry;
+use crate::takeover::Claimed;
 
 /// What the rest of the engine asks of the worker.
 pub enum Command {
@@ -16,16 +16,18 @@ pub enum Command {
         update: Box<PipelineUpdateMessage>,
         answer: oneshot::Sender<Look>,
     },
-    /// Lets a version run, from these entries in what was not read before.
+    /// Lets a version run, from there in what was not read before.
     Install {
         update: Box<PipelineUpdateMessage>,
-        starts: Vec<(At, Entry)>,
+        claimed: Claimed,
         answer: oneshot::Sender<Result<(), String>>,
     },
-    /// Lets a version end; answers whether it is the last one, and nothing where there is no such version.
+    /// Lets a version end; answers whether it is the last one, and nothing where there is no such version. `at_once`:
+    /// another engine goes on with what is in flight.
     Retire {
         pipeline: Arc<str>,
         version: u32,
+        at_once: bool,
         answer: oneshot::Sender<Option<bool>>,
     },
     /// Whether nothing of it is on its way.
@@ -45,11 +47,13 @@ pub enum Command {
         records: Vec<Outgoing>,
         answer: oneshot::Sender<()>,
     },
-    /// Reads partitions that a topic has got, from these entries.
+    /// Reads partitions that a topic has got.
     Grow {
         pipeline: Arc<str>,
-        starts: Vec<(At, Entry)>,
+        claimed: Claimed,
     },
+    /// A topic that is read does not exist.
+    Gone { topic: Arc<str> },
     /// What is read: topic, partitions, positions, and by whom.
     Survey { answer: oneshot::Sender<Vec<Read>> },
 }
@@ -65,7 +69,8 @@ pub struct Look {
 #[derive(Debug)]
 pub struct Read {
     pub topic: Arc<str>,
-    pub readers: Vec<Arc<str>>,
+    /// Pipelines, with what each reads of it.
+    pub readers: Vec<(Arc<str>, HashSet<At>)>,
     /// By partition, the next offset.
     pub positions: HashMap<i32, i64>,
 }
@@ -73,8 +78,8 @@ pub struct Read {
 /// How a worker ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// As told.
-    Stopped,
+    /// As told; whether everything was given up for the next owners.
+    Stopped { released: bool },
     /// It cannot go on: begin anew.
     Broken(String),
 }

@@ -8,6 +8,8 @@
 //! price is that a stretch is read twice. Where it is alone the reader pauses, and nothing is.
 mod command;
 mod index;
+mod news;
+mod orders;
 mod owned;
 mod seats;
 
@@ -16,19 +18,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
-use seldon_flow::{Emit, Flow, Limits};
+use seldon_flow::Emit;
 use seldon_kafka::{Position, ReadError};
-use seldon_proto::chainer::PipelineUpdateMessage;
-use seldon_records::{Outgoing, Record};
+use seldon_records::{Record, header};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::ledger::{Entry, News, Place, outgoing};
 use crate::writer::{Broken, Writer};
 use index::Index;
-use owned::{Owned, Spot, Version};
+use owned::Owned;
 
 pub use command::{Command, Ended, Look, Read};
 pub use owned::At;
@@ -41,6 +42,8 @@ const ALL: u32 = 60;
 const TURN: usize = 256;
 /// How long results and progress may take when the engine stops.
 const FLUSH: Duration = Duration::from_secs(5);
+/// Who has stood still for so long may have been replaced.
+const STOOD_STILL: Duration = Duration::from_secs(2);
 
 /// The worker.
 pub struct Worker {
@@ -51,6 +54,8 @@ pub struct Worker {
     index: Index,
     /// The next offset of each partition that is read.
     positions: HashMap<At, i64>,
+    /// When the last record read of each was written.
+    stamps: HashMap<At, i64>,
     paused: HashSet<At>,
     deadlines: BTreeSet<(i64, Arc<str>)>,
     /// Pipelines whose progress may have changed.
@@ -60,6 +65,10 @@ pub struct Worker {
     /// Pipelines with partitions that wait.
     waiting: HashSet<Arc<str>>,
     periods: u32,
+    /// When it was last seen at work.
+    at_work: Instant,
+    /// After it had stood still: until this is answered others may own what it thinks is its own.
+    doubt: Option<oneshot::Receiver<()>>,
 }
 
 impl Worker {
@@ -77,12 +86,15 @@ impl Worker {
             pipelines: HashMap::new(),
             index: Index::default(),
             positions: HashMap::new(),
+            stamps: HashMap::new(),
             paused: HashSet::new(),
             deadlines: BTreeSet::new(),
             dirty: HashSet::new(),
             touched: HashSet::new(),
             waiting: HashSet::new(),
             periods: 0,
+            at_work: Instant::now(),
+            doubt: None,
         })
     }
 
@@ -112,11 +124,17 @@ impl Worker {
                     return Ended::Broken(format!("the writer cannot go on: {reason}"));
                 }
                 () = stop.cancelled() => {
-                    self.release().await;
-                    return Ended::Stopped;
+                    let released = self.release().await;
+                    return Ended::Stopped { released };
                 }
-                Some(command) = commands.recv() => self.command(command),
-                _ = period.tick() => self.period(),
+                Some(command) = commands.recv() => {
+                    self.wake();
+                    self.command(command);
+                }
+                _ = period.tick() => {
+                    self.wake();
+                    self.period();
+                }
                 () = tokio::time::sleep(until_due), if due.is_some() => self.tick(),
                 record = consumer.recv(), if room => {
                     let (mut next, mut left) = (Some(record), TURN);
@@ -125,6 +143,9 @@ impl Worker {
                             Ok(record) => self.take(record),
                             Err(ReadError::Fatal(reason)) => return Ended::Broken(reason),
                             Err(error) => {
+                                if matches!(error, ReadError::UnknownTopic(_)) {
+                                    self.context.look.notify_one();
+                                }
                                 tracing::debug!(%error, "reading goes on later");
                                 tokio::time::sleep(Duration::from_millis(20)).await;
                                 break;
@@ -137,20 +158,67 @@ impl Worker {
                         }
                     }
                 }
-                () = self.writer.less(), if !room => {}
+                () = self.writer.less(), if !room || !self.waiting.is_empty() => self.go_on_if_room(),
             }
             self.transact();
         }
     }
 
+    /// Looks at the clock before anything is done. A process that was stopped goes on with what it had in hand.
+    fn wake(&mut self) {
+        let now = Instant::now();
+        let stood_still = now - std::mem::replace(&mut self.at_work, now);
+        // In transactions a successor has fenced it.
+        if stood_still < STOOD_STILL || self.context.exact || self.pipelines.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            ?stood_still,
+            "the engine stood still: what it writes is marked until it knows that it was not replaced"
+        );
+        let context = self.context.clone();
+        let (record, seen) = context.ledger.barrier(&context.progress, &context.me);
+        self.doubt = Some(seen);
+        tokio::spawn(async move {
+            while context.producer.send(record.clone()).await.is_err() {
+                tokio::time::sleep(PERIOD).await;
+            }
+        });
+    }
+
+    fn is_in_doubt(&mut self) -> bool {
+        let Some(seen) = &mut self.doubt else {
+            return false;
+        };
+        let in_doubt = seen.try_recv() == Err(oneshot::error::TryRecvError::Empty);
+        if !in_doubt {
+            self.doubt = None;
+        }
+        in_doubt
+    }
+
     fn take(&mut self, record: Record) {
+        self.wake();
         if record.topic == self.context.progress {
             return self.progress_read(&record);
         }
         let at = (record.topic.clone(), record.partition);
-        match self.positions.get_mut(&at) {
-            Some(position) if record.offset >= *position => *position = record.offset + 1,
-            _ => return,
+        let Some(position) = self.positions.get_mut(&at) else {
+            return;
+        };
+        if record.offset < *position {
+            // The broker did not know the position any more. What is younger than what was there is of a topic that was
+            // made again; else its end was lost, and what is left of it was seen.
+            let last = self.stamps.get(&at);
+            if last.is_none_or(|last| record.timestamp_ms >= *last) {
+                self.begin_anew(&at.0);
+            }
+            return;
+        }
+        *position = record.offset + 1;
+        match self.stamps.get_mut(&at) {
+            Some(last) => *last = record.timestamp_ms.max(*last),
+            None => drop(self.stamps.insert(at, record.timestamp_ms)),
         }
         let readers = self.index.of(&record).to_vec();
         let now = now_ms();
@@ -164,6 +232,7 @@ impl Worker {
     }
 
     fn tick(&mut self) {
+        self.wake();
         let now = now_ms();
         while let Some((at, pipeline)) = self.deadlines.first().cloned() {
             if at > now {
@@ -191,17 +260,26 @@ impl Worker {
 
     /// After a pipeline had its turn: its results, its next deadline, and partitions that must wait.
     fn handled(&mut self, pipeline: &Arc<str>, mut emits: Vec<Emit>) {
-        if !emits.is_empty() {
-            for emit in &mut emits {
-                let record = &mut emit.record;
-                record.partition = self.context.partitions.fit(&record.topic, record.partition);
-            }
-            self.writer.results(emits);
-            self.touched.insert(pipeline.clone());
-        }
+        let in_doubt = self.is_in_doubt();
         let Some(owned) = self.pipelines.get_mut(pipeline) else {
             return;
         };
+        let mut full: Vec<Arc<str>> = Vec::new();
+        if !emits.is_empty() {
+            let is_unsure = owned.unsure_until > now_ms();
+            for emit in &mut emits {
+                let record = &mut emit.record;
+                record.partition = self.context.partitions.fit(&record.topic, record.partition);
+                if in_doubt || is_unsure {
+                    record.headers.set(header::REPEAT, "1");
+                }
+                if self.writer.is_full(&record.topic) && !full.contains(&record.topic) {
+                    full.push(record.topic.clone());
+                }
+            }
+            self.writer.results(emits, &owned.on_way);
+            self.touched.insert(pipeline.clone());
+        }
         let deadline = owned.flow.next_deadline();
         if deadline != owned.deadline {
             if let Some(former) = std::mem::replace(&mut owned.deadline, deadline) {
@@ -215,348 +293,10 @@ impl Worker {
         if !paused.is_empty() {
             self.wait(pipeline, paused);
         }
-    }
-
-    /// In transactions: progress of all that had results, which ends a group.
-    fn transact(&mut self) {
-        if !self.context.exact || self.touched.is_empty() {
-            return;
-        }
-        let touched = std::mem::take(&mut self.touched);
-        let news = self.news(&touched, false);
-        // Even without news: results must end in a group.
-        drop(self.writer.progress(news));
-    }
-
-    fn news(&mut self, of: &HashSet<Arc<str>>, released: bool) -> Vec<Outgoing> {
-        let context = &self.context;
-        let positions = &self.positions;
-        let mut records = Vec::new();
-        for pipeline in of {
-            if let Some(owned) = self.pipelines.get_mut(pipeline) {
-                let news = owned.progress(|at| positions.get(at).copied(), context.exact, released);
-                let written = news
-                    .iter()
-                    .map(|(place, entry)| outgoing(&context.progress, place, Some(entry)));
-                records.extend(written);
-            }
-        }
-        context.metrics.progress(records.len());
-        records
-    }
-
-    fn period(&mut self) {
-        self.go_on();
-        self.periods = (self.periods + 1) % ALL;
-        let of: HashSet<Arc<str>> = if self.periods == 0 {
-            self.pipelines.keys().cloned().collect()
-        } else {
-            std::mem::take(&mut self.dirty)
-        };
-        let records = self.news(&of, false);
-        if !records.is_empty() {
-            drop(self.writer.progress(records));
-        }
-        let metrics = &self.context.metrics;
-        metrics.state(self.pipelines.len(), self.writer.on_way());
-        for pipeline in of {
-            let Some(owned) = self.pipelines.get_mut(&pipeline) else {
-                continue;
-            };
-            let (counts, held) = (owned.flow.counts(), owned.held());
-            metrics.count(&pipeline, &owned.counted, &counts);
-            metrics.held(&pipeline, held);
-            owned.counted = counts;
-            if held > 0 {
-                self.dirty.insert(pipeline);
-            }
-        }
-        self.context.beat();
-    }
-
-    fn progress_read(&mut self, record: &Record) {
-        match self.context.ledger.apply(&self.context.me, record) {
-            News::None => {}
-            News::Lost(place) => {
-                if self.pipelines.contains_key(&place.pipeline) {
-                    tracing::warn!(pipeline = %place.pipeline, "another engine has taken this pipeline over");
-                    self.forget(&place.pipeline);
-                }
-            }
-            News::Overwritten(place) => self.write_again(&place),
+        for topic in full {
+            self.wait_for_room(pipeline, &topic);
         }
     }
-
-    /// A former owner wrote after us: what we had written comes again.
-    fn write_again(&mut self, place: &Place) {
-        let at = (place.topic.clone(), place.partition);
-        let Some(owned) = self.pipelines.get_mut(&place.pipeline) else {
-            return;
-        };
-        if let Some(spot) = owned.spots.get(&at) {
-            let record = outgoing(&self.context.progress, place, Some(&spot.written));
-            drop(self.writer.progress(vec![record]));
-        }
-    }
-
-    /// A pipeline without its readings.
-    fn forget(&mut self, pipeline: &Arc<str>) -> Option<Owned> {
-        let owned = self.pipelines.remove(pipeline)?;
-        if let Some(deadline) = owned.deadline {
-            self.deadlines.remove(&(deadline, pipeline.clone()));
-        }
-        self.index
-            .put(pipeline, HashSet::new(), &self.context.names);
-        self.unread(owned.spots.keys());
-        self.context.metrics.forget(pipeline);
-        self.waiting.remove(pipeline);
-        Some(owned)
-    }
-
-    /// Stops reading what nobody wants.
-    fn unread<'a>(&mut self, places: impl Iterator<Item = &'a At>) {
-        let gone: Vec<At> = places
-            .filter(|at| self.index.readers(&at.0).next().is_none())
-            .filter(|at| self.positions.contains_key(*at))
-            .cloned()
-            .collect();
-        for at in &gone {
-            self.positions.remove(at);
-            self.paused.remove(at);
-        }
-        if let Err(error) = self.context.consumer.unassign(&gone) {
-            tracing::warn!("partitions are still read: {error:#}");
-        }
-    }
-
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Look { update, answer } => {
-                let _ = answer.send(self.look(&update));
-            }
-            Command::Install {
-                update,
-                starts,
-                answer,
-            } => {
-                let _ = answer.send(self.install(*update, starts));
-            }
-            Command::Retire {
-                pipeline,
-                version,
-                answer,
-            } => {
-                let _ = answer.send(self.retire(&pipeline, version));
-            }
-            Command::Idle {
-                pipeline,
-                version,
-                answer,
-            } => {
-                let owned = self.pipelines.get_mut(&pipeline);
-                let _ = answer.send(owned.is_none_or(|owned| owned.is_idle(version)));
-            }
-            Command::Remove {
-                pipeline,
-                version,
-                answer,
-            } => self.remove(&pipeline, version, answer),
-            Command::Write { records, answer } => {
-                let written = self.writer.progress(records);
-                pass_on(written, answer);
-            }
-            Command::Grow { pipeline, starts } => {
-                if self.pipelines.contains_key(&pipeline) {
-                    self.start_at(&pipeline, starts);
-                }
-            }
-            Command::Survey { answer } => {
-                let _ = answer.send(self.survey());
-            }
-        }
-    }
-
-    fn look(&self, update: &PipelineUpdateMessage) -> Look {
-        let Some(owned) = self.pipelines.get(update.pipeline.as_str()) else {
-            return Look::default();
-        };
-        let version = owned.versions.get(&update.version);
-        let runs = version.is_some_and(|v| !v.retired && v.update.same(update)) && !owned.closing;
-        Look {
-            runs,
-            places: owned.spots.keys().cloned().collect(),
-        }
-    }
-
-    fn install(
-        &mut self,
-        update: PipelineUpdateMessage,
-        starts: Vec<(At, Entry)>,
-    ) -> Result<(), String> {
-        let pipeline: Arc<str> = update.pipeline.as_str().into();
-        let names = &self.context.names;
-        let owned = self.pipelines.entry(pipeline.clone()).or_insert_with(|| {
-            let flow = Flow::new(&pipeline, names.clone(), Limits::default());
-            Owned::new(pipeline.clone(), flow)
-        });
-        if let Err(error) = owned.flow.put(&update) {
-            if owned.versions.is_empty() {
-                self.pipelines.remove(&pipeline);
-            }
-            return Err(error.to_string());
-        }
-        let version = Version {
-            retired: false,
-            update,
-        };
-        owned.versions.insert(version.update.version, version);
-        if std::mem::take(&mut owned.closing) {
-            self.waiting.insert(pipeline.clone());
-        }
-        let reads = owned.survey(names);
-        self.index.put(&pipeline, reads, names);
-        self.start_at(&pipeline, starts);
-        self.go_on();
-        self.handled(&pipeline, Vec::new());
-        Ok(())
-    }
-
-    fn start_at(&mut self, pipeline: &Arc<str>, starts: Vec<(At, Entry)>) {
-        let mut fresh = Vec::new();
-        if let Some(owned) = self.pipelines.get_mut(pipeline) {
-            for (at, entry) in starts {
-                let floor = entry.at.offset;
-                if !owned.spots.contains_key(&at) {
-                    owned.spots.insert(at.clone(), Spot::new(entry));
-                    fresh.push((at, floor));
-                }
-            }
-        }
-        for (at, floor) in fresh {
-            self.seat(&at, floor);
-        }
-    }
-
-    fn retire(&mut self, pipeline: &Arc<str>, version: u32) -> Option<bool> {
-        let owned = self.pipelines.get_mut(pipeline)?;
-        owned.versions.get_mut(&version)?.retired = true;
-        let last = owned.versions.values().all(|version| version.retired);
-        if last {
-            // What enters from now on is the next owner's, so it does not even pass.
-            owned.closing = true;
-            for (at, spot) in &mut owned.spots {
-                if owned.entries.contains(&at.0) && !spot.cursor.is_suspended() {
-                    if let Some(position) = self.positions.get(at) {
-                        spot.cursor.passed(*position);
-                    }
-                    spot.cursor.suspend();
-                }
-            }
-        }
-        owned.flow.retire(version);
-        self.dirty.insert(pipeline.clone());
-        self.handled(pipeline, Vec::new());
-        Some(last)
-    }
-
-    fn remove(&mut self, pipeline: &Arc<str>, version: u32, answer: oneshot::Sender<()>) {
-        let Some(owned) = self.pipelines.get_mut(pipeline) else {
-            let _ = answer.send(());
-            return;
-        };
-        owned.versions.remove(&version);
-        let records = if owned.versions.is_empty() {
-            let of = HashSet::from([pipeline.clone()]);
-            let records = self.news(&of, true);
-            self.forget(pipeline);
-            records
-        } else {
-            self.shrink(pipeline)
-        };
-        let written = self.writer.progress(records);
-        pass_on(written, answer);
-    }
-
-    /// Releases what no version of a pipeline reads any more.
-    fn shrink(&mut self, pipeline: &Arc<str>) -> Vec<Outgoing> {
-        let names = &self.context.names;
-        let Some(owned) = self.pipelines.get_mut(pipeline) else {
-            return Vec::new();
-        };
-        let reads = owned.survey(names);
-        let topics: HashSet<Arc<str>> = reads.iter().map(|(topic, _)| topic.clone()).collect();
-        self.index.put(pipeline, reads, names);
-        let gone: Vec<At> = owned
-            .spots
-            .keys()
-            .filter(|at| !topics.contains(&at.0))
-            .cloned()
-            .collect();
-        // Nobody will want to know how far it had come.
-        let mut records = Vec::new();
-        for at in &gone {
-            owned.spots.remove(at);
-            let place = Place {
-                pipeline: pipeline.clone(),
-                topic: at.0.clone(),
-                partition: at.1,
-            };
-            records.push(outgoing(&self.context.progress, &place, None));
-        }
-        self.unread(gone.iter());
-        records
-    }
-
-    fn survey(&self) -> Vec<Read> {
-        let mut reads: HashMap<Arc<str>, HashMap<i32, i64>> = HashMap::new();
-        for ((topic, partition), position) in &self.positions {
-            let positions = reads.entry(topic.clone()).or_default();
-            positions.insert(*partition, *position);
-        }
-        let mut read = |topic: &Arc<str>| Read {
-            topic: topic.clone(),
-            readers: self.index.readers(topic).cloned().collect(),
-            positions: reads.remove(topic).unwrap_or_default(),
-        };
-        self.index.topics().map(&mut read).collect()
-    }
-
-    /// At the end: what is on its way is written, and all is given up for the next owner.
-    async fn release(&mut self) {
-        let _ = tokio::time::timeout(FLUSH, self.writer.drained()).await;
-        let all: HashSet<Arc<str>> = self.pipelines.keys().cloned().collect();
-        if all.is_empty() {
-            return;
-        }
-        let records = self.news(&all, true);
-        let written = self.writer.progress(records);
-        match tokio::time::timeout(FLUSH, written).await {
-            Ok(_) => tracing::info!(pipelines = all.len(), "pipelines released"),
-            Err(_) => tracing::warn!("pipelines could not be released: what follows is repeated"),
-        }
-    }
-}
-
-/// Whether two orders mean the same: all but when and for which stream.
-trait Same {
-    fn same(&self, other: &Self) -> bool;
-}
-
-impl Same for PipelineUpdateMessage {
-    fn same(&self, other: &Self) -> bool {
-        self.uid == other.uid
-            && self.updates == other.updates
-            && self.allow_cycles == other.allow_cycles
-            && self.max_step_revisits == other.max_step_revisits
-    }
-}
-
-fn pass_on(written: oneshot::Receiver<()>, answer: oneshot::Sender<()>) {
-    tokio::spawn(async move {
-        if written.await.is_ok() {
-            let _ = answer.send(());
-        }
-    });
 }
 
 /// Milliseconds since 1970.

@@ -1,13 +1,15 @@
 //! A pipeline that this engine owns: its flow, and how far it has come.
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use seldon_flow::{Counts, Emit, Flow, Input};
+use seldon_flow::{Counts, Emit, Flow, Input, Place};
 use seldon_proto::chainer::PipelineUpdateMessage;
 use seldon_records::{Names, Record, Topic};
 
-use crate::ledger::{Entry, Place};
-use crate::progress::{Cursor, Take};
+use crate::ledger::{Entry, Place as Of};
+use crate::progress::{Cursor, Snapshot, Take};
+use crate::writer::OnWay;
 
 /// A topic's partition.
 pub type At = (Arc<str>, i32);
@@ -31,11 +33,30 @@ impl Spot {
         }
     }
 
-    /// What to write down, if it is not written yet.
-    pub fn news(&mut self, all: bool, released: bool) -> Option<Entry> {
+    /// Its topic is another one: nothing in it was seen.
+    pub fn begin_anew(&mut self) {
+        let suspended = self.cursor.is_suspended();
+        self.cursor = Cursor::new(&Snapshot::at(0));
+        if suspended {
+            self.cursor.suspend();
+        }
+        self.replay = i64::MIN;
+    }
+
+    /// What to write down, if it is not written yet. `waits`: where what is held waits, by its offset; exactly once, all
+    /// that is held is named with it.
+    pub fn news(
+        &mut self,
+        waits: Option<&dyn Fn(i64) -> Option<Vec<Place>>>,
+        released: bool,
+    ) -> Option<Entry> {
         let replay = (self.replay > self.cursor.floor()).then_some(self.replay);
+        let mut at = self.cursor.snapshot(waits.is_some());
+        if let Some(waits) = waits {
+            at.waits = self.cursor.waits(&at, waits);
+        }
         let entry = Entry {
-            at: self.cursor.snapshot(all),
+            at,
             replay,
             released,
             ..self.written.clone()
@@ -50,6 +71,18 @@ pub struct Version {
     pub retired: bool,
 }
 
+/// Whether a pipeline is to end here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// It goes on.
+    #[default]
+    No,
+    /// What is in flight ends; what enters is the next owner's.
+    Draining,
+    /// All is the next owner's, but for results that are being written.
+    HandOver,
+}
+
 /// A pipeline.
 pub struct Owned {
     pub name: Arc<str>,
@@ -58,8 +91,13 @@ pub struct Owned {
     pub spots: HashMap<At, Spot>,
     pub deadline: Option<i64>,
     pub counted: Counts,
-    /// What enters must wait: it is the next owner's.
-    pub closing: bool,
+    pub ending: Ending,
+    /// Results that are being written.
+    pub on_way: OnWay,
+    /// Topics that take no more results for now.
+    pub full: HashSet<Arc<str>>,
+    /// Until then a former owner may not know that it is none any more.
+    pub unsure_until: i64,
     /// Topics by which records enter, rather than come from its steps.
     pub entries: HashSet<Arc<str>>,
 }
@@ -74,7 +112,10 @@ impl Owned {
             spots: HashMap::new(),
             deadline: None,
             counted: Counts::default(),
-            closing: false,
+            ending: Ending::No,
+            on_way: OnWay::default(),
+            full: HashSet::new(),
+            unsure_until: i64::MIN,
             entries: HashSet::new(),
         }
     }
@@ -121,38 +162,45 @@ impl Owned {
         if take == Take::Skip {
             return Vec::new();
         }
-        // In transactions what an owner has taken has written its results: only what is held is handled again.
-        let replayed = !exact && (take == Take::Again || record.offset < spot.replay);
+        // In transactions what an owner has taken has written its results: what is held comes only where it waited.
+        let again = take == Take::Again;
+        let replayed = !exact && (again || record.offset < spot.replay || now < self.unsure_until);
+        let places = spot.cursor.places(record.offset);
+        let places = places.filter(|_| exact && again).map(<[Place]>::to_vec);
         let offset = record.offset;
         let input = Arc::new(Input { record, replayed });
-        if let Some(spot) = self.spots.get_mut(&at) {
-            spot.cursor.took(offset, &input);
+        spot.cursor.took(offset, &input);
+        match places {
+            Some(places) => self.flow.handle_again(input, &places, now),
+            None => self.flow.handle(input, now),
         }
-        let mut emits = self.flow.handle(input, now);
-        if exact && take == Take::Again {
-            emits.retain(|emit| !self.was_written(emit));
-        }
-        emits
     }
 
-    /// Whether all that a result follows from was handled by an owner before, in the same transaction as the result.
-    fn was_written(&self, emit: &Emit) -> bool {
-        let before = |input: &Arc<Input>| {
-            let Record {
-                topic,
-                partition,
-                offset,
-                ..
-            } = &input.record;
-            let spot = self.spots.get(&(topic.clone(), *partition));
-            spot.is_some_and(|spot| *offset < spot.cursor.taken_before())
-        };
-        emit.causes.iter().all(before)
+    /// Lets everything wait that is the next owner's.
+    pub fn suspend(&mut self, position: impl Fn(&At) -> Option<i64>) {
+        for (at, spot) in &mut self.spots {
+            let waits = match self.ending {
+                Ending::No => false,
+                Ending::Draining => self.entries.contains(&at.0),
+                Ending::HandOver => true,
+            };
+            if waits && !spot.cursor.is_suspended() {
+                if let Some(position) = position(at) {
+                    spot.cursor.passed(position);
+                }
+                spot.cursor.suspend();
+            }
+        }
     }
 
-    /// Whether nothing of a version is in flight; of the last one: nor on its way to a topic.
+    /// Whether nothing of a version is in flight; of the last one: nor on its way to a topic. One that is handed over:
+    /// whether its results are written.
     pub fn is_idle(&mut self, version: u32) -> bool {
-        self.flow.idle(version) && (!self.closing || self.held() == 0)
+        match self.ending {
+            Ending::No => self.flow.idle(version),
+            Ending::Draining => self.flow.idle(version) && self.held() == 0,
+            Ending::HandOver => self.on_way.load(Ordering::Relaxed) == 0,
+        }
     }
 
     /// Records it holds.
@@ -165,17 +213,24 @@ impl Owned {
     pub fn progress(
         &mut self,
         positions: impl Fn(&At) -> Option<i64>,
-        all: bool,
+        exact: bool,
         released: bool,
-    ) -> Vec<(Place, Entry)> {
+    ) -> Vec<(Of, Entry)> {
         let mut news = Vec::new();
+        let places = if exact {
+            self.flow.waits()
+        } else {
+            HashMap::new()
+        };
         for (at, spot) in &mut self.spots {
+            let waits = |offset| places.get(&(at.0.clone(), at.1, offset)).cloned();
+            let waits = exact.then_some(&waits as &dyn Fn(i64) -> Option<Vec<Place>>);
             if let Some(position) = positions(at) {
                 spot.cursor.passed(position);
             }
-            if let Some(entry) = spot.news(all, released) {
+            if let Some(entry) = spot.news(waits, released) {
                 spot.written = entry.clone();
-                let place = Place {
+                let place = Of {
                     pipeline: self.name.clone(),
                     topic: at.0.clone(),
                     partition: at.1,

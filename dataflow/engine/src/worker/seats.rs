@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use seldon_kafka::Position;
 
+use super::owned::Ending;
 use super::{At, Worker};
 
 impl Worker {
@@ -31,6 +32,31 @@ impl Worker {
         }
     }
 
+    /// Lets all of a pipeline wait: a topic that it writes to takes no more for now.
+    pub(super) fn wait_for_room(&mut self, pipeline: &Arc<str>, topic: &Arc<str>) {
+        let Some(owned) = self.pipelines.get_mut(pipeline) else {
+            return;
+        };
+        if owned.full.insert(topic.clone()) {
+            tracing::warn!(%pipeline, %topic, "too many results wait for the topic: the pipeline waits too");
+            let all = owned.spots.keys().cloned().collect();
+            self.wait(pipeline, all);
+        }
+    }
+
+    /// Lets pipelines go on that waited for room, as soon as there is some.
+    pub(super) fn go_on_if_room(&mut self) {
+        let has_room = |pipeline: &Arc<str>| {
+            let full = self.pipelines.get(pipeline).map(|owned| &owned.full);
+            full.is_some_and(|full| {
+                !full.is_empty() && full.iter().all(|topic| self.writer.has_room_for(topic))
+            })
+        };
+        if self.waiting.iter().any(has_room) {
+            self.go_on();
+        }
+    }
+
     /// Lets partitions that waited go on where they may.
     pub(super) fn go_on(&mut self) {
         let waiting: Vec<Arc<str>> = self.waiting.iter().cloned().collect();
@@ -39,9 +65,15 @@ impl Worker {
                 self.waiting.remove(&pipeline);
                 continue;
             };
+            let writer = &self.writer;
+            owned.full.retain(|topic| !writer.has_room_for(topic));
             let paused = owned.flow.paused();
-            let (closing, entries) = (owned.closing, &owned.entries);
-            let may = |at: &At| !(paused.contains(at) || closing && entries.contains(&at.0));
+            let (ending, entries, full) = (owned.ending, &owned.entries, !owned.full.is_empty());
+            let may = |at: &At| match ending {
+                Ending::HandOver => false,
+                Ending::Draining if entries.contains(&at.0) => false,
+                _ => !full && !paused.contains(at),
+            };
             let mut resumed = Vec::new();
             let mut left = false;
             for (at, spot) in &mut owned.spots {

@@ -3,6 +3,7 @@
 //! While one is committed the next results gather, so under load transactions grow by themselves and an idle engine
 //! answers at once.
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
@@ -24,7 +25,7 @@ struct Batch {
 }
 
 pub(super) async fn run(
-    transactions: Transactions,
+    transactions: Arc<Transactions>,
     tools: Tools,
     mut jobs: mpsc::UnboundedReceiver<Job>,
 ) -> Result<(), Broken> {

@@ -2,7 +2,8 @@
 use std::collections::VecDeque;
 
 /// The queue of one partition. After a failure nothing more is sent until all that was sent is answered; then what
-/// failed is sent again, before what waits.
+/// failed is sent again, before what waits: one at a time, until one is delivered. Each failure of an idempotent client
+/// holds up all that it writes to other partitions.
 #[derive(Debug)]
 pub struct Lane<T> {
     /// The number of the first slot.
@@ -12,6 +13,8 @@ pub struct Lane<T> {
     waiting: usize,
     sent: usize,
     failed: usize,
+    /// How often in a row it was tried in vain.
+    rounds: u32,
 }
 
 #[derive(Debug)]
@@ -30,6 +33,7 @@ impl<T> Default for Lane<T> {
             waiting: 0,
             sent: 0,
             failed: 0,
+            rounds: 0,
         }
     }
 }
@@ -43,7 +47,8 @@ impl<T> Lane<T> {
 
     /// What may be sent now, with its number.
     pub fn next(&mut self) -> Option<(u64, &mut T)> {
-        if self.failed > 0 || self.waiting == 0 {
+        let only_tries = self.rounds > 0 && self.sent > 0;
+        if self.failed > 0 || self.waiting == 0 || only_tries {
             return None;
         }
         let index = self.slots.len() - self.waiting;
@@ -69,6 +74,7 @@ impl<T> Lane<T> {
             return None;
         };
         self.sent -= 1;
+        self.rounds = 0;
         while matches!(self.slots.front(), Some(Slot::Done)) {
             self.slots.pop_front();
             self.first += 1;
@@ -76,12 +82,15 @@ impl<T> Lane<T> {
         Some(item)
     }
 
-    /// It was not delivered.
-    pub fn failed(&mut self, number: u64) {
-        if let Some(index) = self.index(number) {
-            self.turn(index, Slot::Failed);
-            self.sent -= 1;
-            self.failed += 1;
+    /// It was not delivered, as far as is known.
+    pub fn failed(&mut self, number: u64) -> Option<&mut T> {
+        let index = self.index(number)?;
+        self.turn(index, Slot::Failed);
+        self.sent -= 1;
+        self.failed += 1;
+        match &mut self.slots[index] {
+            Slot::Failed(item) => Some(item),
+            _ => None,
         }
     }
 
@@ -98,11 +107,17 @@ impl<T> Lane<T> {
             self.turn(index, Slot::Waiting);
         }
         (self.waiting, self.failed) = (self.slots.len(), 0);
+        self.rounds = self.rounds.saturating_add(1);
     }
 
-    /// Whether something waits to be sent, or to be sent again.
-    pub fn is_stuck(&self) -> bool {
-        self.failed > 0 || self.waiting > 0
+    /// How often in a row it was tried in vain.
+    pub fn rounds(&self) -> u32 {
+        self.rounds
+    }
+
+    /// Whether something is to be sent again.
+    pub fn has_failed(&self) -> bool {
+        self.failed > 0
     }
 
     /// Whether nothing is left.
@@ -149,9 +164,10 @@ mod tests {
                     lane.sent();
                 }
                 prop_assert!(!on_way.is_empty());
+                prop_assert!(lane.rounds() == 0 || on_way.len() == 1);
                 for (number, item) in on_way {
                     if fails[item] && tried[item] == 1 {
-                        lane.failed(number);
+                        prop_assert_eq!(lane.failed(number), Some(&mut item.clone()));
                         failed.push((item, sent));
                         prop_assert!(lane.next().is_none());
                     } else {

@@ -6,8 +6,9 @@ mod exact;
 mod lane;
 mod plain;
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use seldon_flow::{Emit, Input};
@@ -23,6 +24,9 @@ use crate::topics::Partitions;
 const RECORDS: usize = 10_000;
 /// Bytes of them.
 const BYTES: usize = 64 << 20;
+/// Of them, on their way to one topic: beyond, pipelines that write to it wait, and the others go on.
+const SINK_RECORDS: usize = RECORDS / 4;
+const SINK_BYTES: usize = BYTES / 4;
 
 /// Why the writer ended: another incarnation must begin where this one's progress is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,11 +40,22 @@ pub enum Broken {
 }
 
 /// How results are written.
+#[derive(Clone)]
 pub enum Mode {
     /// Each on its own.
     Plain(Producer),
     /// In transactions with progress.
-    Exact(Transactions),
+    Exact(Arc<Transactions>),
+}
+
+impl Mode {
+    /// Has the client know of a topic that was made again.
+    async fn look_at(&self, topic: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Plain(producer) => producer.look_at(topic).await,
+            Self::Exact(transactions) => transactions.look_at(topic).await,
+        }
+    }
 }
 
 /// What a writer needs besides.
@@ -53,20 +68,35 @@ pub struct Tools {
     pub names: Names,
     /// To count.
     pub metrics: Metrics,
+    /// What writes.
+    pub mode: Mode,
+    /// Topics that are being made again.
+    pub healing: Arc<Mutex<HashSet<Arc<str>>>>,
 }
 
 /// The end that results are given to.
 pub struct Writer {
     jobs: mpsc::UnboundedSender<Job>,
     gauge: Arc<Gauge>,
+    sinks: HashMap<Arc<str>, Arc<Sink>>,
     exact: bool,
 }
+
+/// How many results of a pipeline are on their way.
+pub type OnWay = Arc<AtomicUsize>;
 
 #[derive(Default)]
 struct Gauge {
     records: AtomicUsize,
     bytes: AtomicUsize,
     less: Notify,
+}
+
+/// What is on its way to one topic.
+#[derive(Default)]
+struct Sink {
+    records: AtomicUsize,
+    bytes: AtomicUsize,
 }
 
 enum Job {
@@ -78,7 +108,8 @@ enum Job {
 struct Item {
     record: Outgoing,
     _causes: Vec<Arc<Input>>,
-    _size: Option<Size>,
+    /// Of a result.
+    size: Option<Size>,
     _done: Option<Arc<Done>>,
 }
 
@@ -94,48 +125,117 @@ impl Drop for Done {
 }
 
 /// A part of what is on its way.
-struct Size(usize, Arc<Gauge>);
+struct Size {
+    bytes: usize,
+    gauge: Arc<Gauge>,
+    sink: Arc<Sink>,
+    of: OnWay,
+}
+
+impl Size {
+    fn new(bytes: usize, gauge: Arc<Gauge>, sink: Arc<Sink>, of: OnWay) -> Self {
+        for (records, sum) in [(&gauge.records, &gauge.bytes), (&sink.records, &sink.bytes)] {
+            records.fetch_add(1, Ordering::Relaxed);
+            sum.fetch_add(bytes, Ordering::Relaxed);
+        }
+        of.fetch_add(1, Ordering::Relaxed);
+        Self {
+            bytes,
+            gauge,
+            sink,
+            of,
+        }
+    }
+}
 
 impl Drop for Size {
     fn drop(&mut self) {
-        self.1.records.fetch_sub(1, Ordering::Relaxed);
-        self.1.bytes.fetch_sub(self.0, Ordering::Relaxed);
-        self.1.less.notify_one();
+        let Self {
+            bytes,
+            gauge,
+            sink,
+            of,
+        } = self;
+        for (records, sum) in [(&gauge.records, &gauge.bytes), (&sink.records, &sink.bytes)] {
+            records.fetch_sub(1, Ordering::Relaxed);
+            sum.fetch_sub(*bytes, Ordering::Relaxed);
+        }
+        of.fetch_sub(1, Ordering::Relaxed);
+        gauge.less.notify_one();
+    }
+}
+
+impl Sink {
+    fn exceeds(&self, quarters: usize) -> bool {
+        let (records, bytes) = (&self.records, &self.bytes);
+        records.load(Ordering::Relaxed) >= SINK_RECORDS / 4 * quarters
+            || bytes.load(Ordering::Relaxed) >= SINK_BYTES / 4 * quarters
+    }
+
+    fn is_idle(&self) -> bool {
+        self.records.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Item {
+    /// It could not be written. Where nobody knows whether it was, what is written in the end may be there twice.
+    fn tried(&mut self, error: &SendError) {
+        if self.size.is_some() && matches!(error, SendError::Other(_)) {
+            self.record.headers.set(header::REPEAT, "1");
+        }
     }
 }
 
 impl Writer {
     /// Starts a task that writes; it ends when the writer is dropped and all is written, or when it cannot go on.
-    pub fn start(mode: Mode, tools: Tools) -> (Self, JoinHandle<Result<(), Broken>>) {
+    pub fn start(tools: Tools) -> (Self, JoinHandle<Result<(), Broken>>) {
         let (jobs, receiver) = mpsc::unbounded_channel();
-        let exact = matches!(mode, Mode::Exact(_));
-        let task = match mode {
+        let exact = matches!(tools.mode, Mode::Exact(_));
+        let task = match tools.mode.clone() {
             Mode::Plain(producer) => tokio::spawn(plain::run(producer, tools, receiver)),
             Mode::Exact(transactions) => tokio::spawn(exact::run(transactions, tools, receiver)),
         };
         let writer = Self {
             jobs,
             gauge: Arc::default(),
+            sinks: HashMap::new(),
             exact,
         };
         (writer, task)
     }
 
-    /// Takes results.
-    pub fn results(&self, emits: Vec<Emit>) {
-        let items = emits.into_iter().map(|emit| {
+    /// Takes results of a pipeline.
+    pub fn results(&mut self, emits: Vec<Emit>, of: &OnWay) {
+        let mut items = Vec::with_capacity(emits.len());
+        for emit in emits {
             let value = emit.record.value.as_ref().map_or(0, |value| value.len());
-            let size = value + 256;
-            self.gauge.records.fetch_add(1, Ordering::Relaxed);
-            self.gauge.bytes.fetch_add(size, Ordering::Relaxed);
-            Item {
+            let sink = self.sink(&emit.record.topic);
+            let size = Size::new(value + 256, self.gauge.clone(), sink, of.clone());
+            items.push(Item {
                 record: emit.record,
                 _causes: if self.exact { Vec::new() } else { emit.causes },
-                _size: Some(Size(size, self.gauge.clone())),
+                size: Some(size),
                 _done: None,
-            }
-        });
-        let _ = self.jobs.send(Job::Results(items.collect()));
+            });
+        }
+        let _ = self.jobs.send(Job::Results(items));
+    }
+
+    fn sink(&mut self, topic: &Arc<str>) -> Arc<Sink> {
+        if self.sinks.len() > 1_000 && !self.sinks.contains_key(topic) {
+            self.sinks.retain(|_, sink| !sink.is_idle());
+        }
+        self.sinks.entry(topic.clone()).or_default().clone()
+    }
+
+    /// Whether no more should be written to a topic for now. In transactions all wait for all.
+    pub fn is_full(&self, topic: &str) -> bool {
+        !self.exact && self.sinks.get(topic).is_some_and(|sink| sink.exceeds(4))
+    }
+
+    /// Whether one that was full has room again.
+    pub fn has_room_for(&self, topic: &str) -> bool {
+        self.sinks.get(topic).is_none_or(|sink| !sink.exceeds(3))
     }
 
     /// Takes progress, which covers all results before it; resolves when it is written.
@@ -145,7 +245,7 @@ impl Writer {
         let items = records.into_iter().map(|record| Item {
             record,
             _causes: Vec::new(),
-            _size: None,
+            size: None,
             _done: Some(done.clone()),
         });
         let _ = self.jobs.send(Job::Progress(items.collect()));
@@ -201,15 +301,25 @@ impl Tools {
         })
     }
 
-    /// Makes a topic that was deleted under way again, and looks how many partitions it has now.
+    /// Makes a topic that was deleted under way again, and looks how many partitions it has now: once at a time, however
+    /// many records wait for it.
     fn heal(&self, topic: &Arc<str>) {
-        let (admin, partitions, topic) = (
-            self.admin.clone(),
-            self.partitions.clone(),
-            topic.to_string(),
-        );
+        if !lock(&self.healing).insert(topic.clone()) {
+            return;
+        }
+        let healing = Healing {
+            all: self.healing.clone(),
+            topic: topic.clone(),
+        };
+        let (admin, partitions) = (self.admin.clone(), self.partitions.clone());
+        let mode = self.mode.clone();
         tokio::spawn(async move {
-            if let Err(error) = admin.create(std::slice::from_ref(&topic), false).await {
+            let topic = healing.topic.to_string();
+            let made = async {
+                admin.create(std::slice::from_ref(&topic), false).await?;
+                mode.look_at(&topic).await
+            };
+            if let Err(error) = made.await {
                 tracing::warn!(
                     topic,
                     "the topic is gone and cannot be made again: {error:#}"
@@ -220,4 +330,20 @@ impl Tools {
             }
         });
     }
+}
+
+/// A topic that is being made again, until it is dropped.
+struct Healing {
+    all: Arc<Mutex<HashSet<Arc<str>>>>,
+    topic: Arc<str>,
+}
+
+impl Drop for Healing {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.topic);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

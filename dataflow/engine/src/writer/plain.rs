@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep_until};
 use super::lane::Lane;
 use super::{Broken, Item, Job, Tools};
 
-/// The pause before what failed is tried again.
+/// The pause before what failed is tried again; it doubles each time, so many times at most.
 const PAUSE: Duration = Duration::from_millis(100);
+const DOUBLED: u32 = 4;
 /// The pause while the client's queue is full.
 const FULL: Duration = Duration::from_millis(10);
 
@@ -26,8 +27,8 @@ struct Plain {
     tools: Tools,
     lanes: HashMap<Key, Lane<Item>>,
     on_way: FuturesUnordered<BoxFuture<'static, Answer>>,
-    /// When lanes that are stuck are looked at.
-    again: Option<Instant>,
+    /// Lanes that are stuck, and when they are looked at.
+    stuck: HashMap<Key, Instant>,
     broken: Option<String>,
 }
 
@@ -41,12 +42,12 @@ pub(super) async fn run(
         tools,
         lanes: HashMap::new(),
         on_way: FuturesUnordered::new(),
-        again: None,
+        stuck: HashMap::new(),
         broken: None,
     };
     let mut open = true;
     while open || !plain.lanes.is_empty() {
-        let again = plain.again.unwrap_or_else(Instant::now);
+        let again = plain.stuck.values().min().copied();
         tokio::select! {
             biased;
             job = jobs.recv(), if open => match job {
@@ -54,7 +55,7 @@ pub(super) async fn run(
                 None => open = false,
             },
             Some(answer) = plain.on_way.next(), if !plain.on_way.is_empty() => plain.answered(answer),
-            () = sleep_until(again), if plain.again.is_some() => plain.unstick(),
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => plain.unstick(),
         }
         if let Some(reason) = plain.broken.take() {
             return Err(Broken::Failed(reason));
@@ -94,7 +95,8 @@ impl Plain {
                         .push(Box::pin(async move { (key, number, delivery.await) }));
                 }
                 Err(SendError::Full) => {
-                    self.again.get_or_insert(Instant::now() + FULL);
+                    let due = Instant::now() + FULL;
+                    self.stuck.entry(key.clone()).or_insert(due);
                     return;
                 }
                 Err(error) => {
@@ -112,7 +114,10 @@ impl Plain {
             return;
         };
         match answer {
-            Ok(_) => drop(lane.delivered(number)),
+            Ok(_) => {
+                drop(lane.delivered(number));
+                self.pump(&key);
+            }
             Err(error) if error.is_retryable() => {
                 if fatal(&error) {
                     self.broken = Some(error.to_string());
@@ -122,8 +127,16 @@ impl Plain {
                 if matches!(error, SendError::UnknownTopic(_)) {
                     self.tools.heal(&key.0);
                 }
-                lane.failed(number);
-                self.again.get_or_insert(Instant::now() + PAUSE);
+                if let Some(item) = lane.failed(number) {
+                    item.tried(&error);
+                    // A topic that was made again may have fewer partitions.
+                    let record = &mut item.record;
+                    record.partition = self.tools.partitions.fit(&record.topic, record.partition);
+                }
+                let pause = PAUSE * 2u32.pow(lane.rounds().min(DOUBLED));
+                self.stuck
+                    .entry(key.clone())
+                    .or_insert(Instant::now() + pause);
             }
             Err(error @ (SendError::Fenced | SendError::Failed(_))) => {
                 self.broken = Some(error.to_string());
@@ -143,20 +156,19 @@ impl Plain {
     }
 
     fn unstick(&mut self) {
-        self.again = None;
-        let stuck = self.lanes.iter_mut().filter(|(_, lane)| lane.is_stuck());
-        let stuck: Vec<Key> = stuck
-            .map(|(key, lane)| {
+        let now = Instant::now();
+        let due = self.stuck.iter().filter(|(_, due)| **due <= now);
+        let due: Vec<Key> = due.map(|(key, _)| key.clone()).collect();
+        for key in due {
+            self.stuck.remove(&key);
+            if let Some(lane) = self.lanes.get_mut(&key) {
                 lane.repair();
-                key.clone()
-            })
-            .collect();
-        for key in &stuck {
-            self.pump(key);
-        }
-        // What failed with others still on their way is looked at again.
-        if self.again.is_none() && self.lanes.values().any(Lane::is_stuck) {
-            self.again = Some(Instant::now() + PAUSE);
+                self.pump(&key);
+            }
+            // What failed with others still on their way is looked at again.
+            if self.lanes.get(&key).is_some_and(Lane::has_failed) {
+                self.stuck.entry(key).or_insert(now + PAUSE);
+            }
         }
     }
 }

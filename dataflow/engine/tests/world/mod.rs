@@ -1,4 +1,5 @@
 //! A broker, a scheduler that only knows engines, models that answer what they are asked, and engines as processes.
+#![allow(dead_code)]
 use std::collections::{HashMap, HashSet};
 use std::net::TcpListener as StdListener;
 use std::process::{Child, Command, Stdio};
@@ -17,12 +18,16 @@ use seldon_proto::inference::{ModelInferRequest, model_infer_request::InferInput
 use seldon_records::{
     Contents, Headers, Identity, Names, Outgoing, Record, decode_request, header,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status};
 
 /// How long anything may take.
 pub const LIMIT: Duration = Duration::from_secs(60);
+/// Nothing comes any more.
+pub const QUIET: Duration = Duration::from_millis(700);
 
 type Stream = mpsc::UnboundedSender<Result<PipelineUpdateMessage, Status>>;
 
@@ -33,6 +38,7 @@ pub struct Scheduler(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     engines: HashMap<String, Stream>,
+    left: Vec<String>,
     acks: Vec<PipelineUpdateStatusMessage>,
     clock: u64,
 }
@@ -56,7 +62,13 @@ impl Chainer for Scheduler {
         &self,
         request: Request<PipelineUpdateStatusMessage>,
     ) -> Result<Response<PipelineUpdateStatusResponse>, Status> {
-        self.0.lock().unwrap().acks.push(request.into_inner());
+        let report = request.into_inner();
+        let update = report.update.clone().unwrap_or_default();
+        let mut state = self.0.lock().unwrap();
+        if update.op() == PipelineOperation::Rebalance && update.pipeline.is_empty() {
+            state.left.push(update.stream);
+        }
+        state.acks.push(report);
         Ok(Response::new(PipelineUpdateStatusResponse {}))
     }
 }
@@ -111,6 +123,12 @@ impl Scheduler {
         assert!(ack.success, "{}", ack.reason);
     }
 
+    /// Whether an engine has said that it leaves.
+    pub fn has_left(&self, engine: &str) -> bool {
+        let state = self.0.lock().unwrap();
+        state.left.iter().any(|left| left == engine)
+    }
+
     /// An engine that was killed does not count as subscribed any more.
     pub fn forget(&self, engine: &str) {
         self.0.lock().unwrap().engines.remove(engine);
@@ -127,6 +145,13 @@ pub struct Engine {
 impl Engine {
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Sends it a signal, such as `-STOP`.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
+        assert!(sent.success());
     }
 
     /// As by `kill -9`.
@@ -318,6 +343,14 @@ impl World {
         }
     }
 
+    /// The order to let a version go at once.
+    pub fn hand_over(&self, pipeline: &str, version: u32) -> PipelineUpdateMessage {
+        PipelineUpdateMessage {
+            op: PipelineOperation::Rebalance.into(),
+            ..self.delete(pipeline, version, false)
+        }
+    }
+
     pub fn delete(&self, pipeline: &str, version: u32, clean: bool) -> PipelineUpdateMessage {
         let create = self.chain(pipeline, version, &[]);
         PipelineUpdateMessage {
@@ -370,6 +403,26 @@ impl World {
         }
     }
 
+    /// Gives a topic more partitions: CreatePartitions, version 0.
+    pub async fn grow(&self, topic: &str, partitions: i32) {
+        let mut request = b"\0\x25\0\0\0\0\0\x01\xff\xff\0\0\0\x01".to_vec();
+        request.extend((topic.len() as u16).to_be_bytes());
+        request.extend(topic.as_bytes());
+        request.extend(partitions.to_be_bytes());
+        // No assignments, a second, not only tried.
+        request.extend(b"\xff\xff\xff\xff\0\0\x03\xe8\0");
+        let mut stream = TcpStream::connect(self.config.listen).await.unwrap();
+        stream.write_u32(request.len() as u32).await.unwrap();
+        stream.write_all(&request).await.unwrap();
+        let mut answer = vec![0; stream.read_u32().await.unwrap() as usize];
+        stream.read_exact(&mut answer).await.unwrap();
+        let deadline = Instant::now() + LIMIT;
+        while self.admin.partitions(topic).await.unwrap() != Some(partitions) {
+            assert!(Instant::now() < deadline, "{topic} does not grow");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// A reader of a topic from its beginning, of committed records.
     pub fn reader(&self, topic: &str) -> Reader {
         let consumer = Consumer::new(&self.settings, "reader", true).unwrap();
@@ -402,6 +455,19 @@ impl Reader {
                 }
                 Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(_) => panic!("{} of {keys} answers within {LIMIT:?}", known.len()),
+            }
+        }
+    }
+
+    /// Reads until there are so many records, repeats too.
+    pub async fn all(&mut self, records: usize) {
+        let deadline = Instant::now() + LIMIT;
+        while self.seen.len() < records {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(left, self.consumer.recv()).await {
+                Ok(Ok(record)) => self.seen.push(record),
+                Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(_) => panic!("{} of {records} records within {LIMIT:?}", self.seen.len()),
             }
         }
     }

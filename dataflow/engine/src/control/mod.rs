@@ -1,6 +1,8 @@
 //! Carries out the scheduler's orders: a pipeline's version comes or goes. The later order for one wins.
+mod topics;
+
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use seldon_proto::chainer::{
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LINGER: Duration = Duration::from_secs(1);
 /// How often it is looked whether a version is idle.
 const LOOK: Duration = Duration::from_millis(50);
+/// Topics are not looked at more often, whatever is missed.
+const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 /// The longest pause before an order that failed is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -28,17 +32,18 @@ pub struct Control {
     parts: Arc<Parts>,
     tasks: JoinSet<()>,
     running: HashMap<(Arc<str>, u32), AbortHandle>,
-    locks: HashMap<Arc<str>, Arc<Mutex<()>>>,
 }
 
 /// What an order's task needs.
-struct Parts {
-    context: Arc<Context>,
-    worker: mpsc::Sender<Command>,
+pub(super) struct Parts {
+    pub(super) context: Arc<Context>,
+    pub(super) worker: mpsc::Sender<Command>,
     acks: mpsc::UnboundedSender<PipelineUpdateStatusMessage>,
     /// Orders at work with Kafka at a time.
     permits: Semaphore,
     join_window: Option<u32>,
+    /// Under which each pipeline's ownership changes.
+    locks: StdMutex<HashMap<Arc<str>, Arc<Mutex<()>>>>,
 }
 
 impl Control {
@@ -57,10 +62,10 @@ impl Control {
                 acks,
                 permits: Semaphore::new(permits.max(1)),
                 join_window,
+                locks: StdMutex::default(),
             }),
             tasks: JoinSet::new(),
             running: HashMap::new(),
-            locks: HashMap::new(),
         }
     }
 
@@ -69,7 +74,7 @@ impl Control {
         while self.tasks.try_join_next().is_some() {}
         self.running.retain(|_, task| !task.is_finished());
         let pipeline: Arc<str> = update.pipeline.as_str().into();
-        let lock = self.lock(&pipeline);
+        let lock = self.parts.lock(&pipeline);
         let parts = self.parts.clone();
         let key = (pipeline.clone(), update.version);
         let task = match update.op() {
@@ -82,7 +87,7 @@ impl Control {
                 };
                 self.tasks.spawn(async move { order.create().await })
             }
-            PipelineOperation::Delete => {
+            PipelineOperation::Delete | PipelineOperation::Rebalance => {
                 let order = Order {
                     parts,
                     pipeline,
@@ -98,23 +103,21 @@ impl Control {
         }
     }
 
-    /// The lock under which a pipeline's ownership changes.
-    fn lock(&mut self, pipeline: &Arc<str>) -> Arc<Mutex<()>> {
-        if self.locks.len() > 1_000 {
-            self.locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        }
-        self.locks.entry(pipeline.clone()).or_default().clone()
-    }
-
-    /// Looks for partitions that topics have got, every so often, until the engine ends.
+    /// Looks for partitions that topics have got, and for topics that are gone, every so often and when something is
+    /// missed, until the engine ends.
     pub fn watch_partitions(&self, period: Duration) -> impl Future<Output = ()> + use<> {
         let parts = self.parts.clone();
         async move {
+            let context = &parts.context;
             loop {
-                tokio::time::sleep(period).await;
-                if let Err(error) = parts.grow().await {
+                tokio::select! {
+                    () = tokio::time::sleep(period) => {}
+                    () = context.look.notified() => {}
+                }
+                if let Err(error) = parts.look_at_topics().await {
                     tracing::debug!("topics are looked at again later: {error:#}");
                 }
+                tokio::time::sleep(SHORTEST_PERIOD).await;
             }
         }
     }
@@ -170,12 +173,12 @@ impl Order {
         }
         let _permit = parts.permits.acquire().await?;
         takeover::prepare(&parts.context, topics).await?;
-        let starts = takeover::claim(&parts.context, &self.pipeline, reads, &look.places).await?;
+        let claimed = takeover::claim(&parts.context, &self.pipeline, reads, &look.places).await?;
         let update = Box::new(self.update.clone());
         let installed = parts
             .ask(|answer| Command::Install {
                 update,
-                starts,
+                claimed,
                 answer,
             })
             .await?;
@@ -201,6 +204,8 @@ impl Order {
     async fn try_delete(&self) -> anyhow::Result<()> {
         let (parts, version) = (&self.parts, self.update.version);
         let pipeline = || self.pipeline.clone();
+        // Another engine goes on with what is in flight.
+        let at_once = self.update.op() == PipelineOperation::Rebalance;
         let retired = {
             let _lock = self.lock.lock().await;
             let pipeline = pipeline();
@@ -208,6 +213,7 @@ impl Order {
                 .ask(|answer| Command::Retire {
                     pipeline,
                     version,
+                    at_once,
                     answer,
                 })
                 .await?
@@ -302,7 +308,7 @@ impl Order {
 }
 
 impl Parts {
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> anyhow::Result<T> {
@@ -315,40 +321,12 @@ impl Parts {
         answered.await.map_err(|_| ended())
     }
 
-    /// Reads partitions that topics have got since, from their beginning, and measures the lag.
-    async fn grow(&self) -> anyhow::Result<()> {
-        let context = &self.context;
-        let reads = self.ask(|answer| Command::Survey { answer }).await?;
-        let topics = context.partitions.topics();
-        let counts = context.admin.all_partitions(&topics).await?;
-        for (topic, count) in &counts {
-            context.partitions.set(topic, *count);
+    /// The lock under which a pipeline's ownership changes.
+    pub(super) fn lock(&self, pipeline: &Arc<str>) -> Arc<Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if locks.len() > 1_000 {
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         }
-        for read in reads {
-            let places: Vec<_> = read
-                .positions
-                .keys()
-                .map(|p| (read.topic.clone(), *p))
-                .collect();
-            if let Ok(ends) = context.consumer.ends(&places).await {
-                let behind = places.iter().zip(ends).map(|((_, partition), end)| {
-                    (end - read.positions.get(partition).unwrap_or(&end)).max(0)
-                });
-                context.metrics.lag(&read.topic, behind.sum());
-            }
-            let count = counts.get(&*read.topic).copied().unwrap_or(0);
-            if usize::try_from(count).is_ok_and(|count| count <= read.positions.len()) {
-                continue;
-            }
-            tracing::info!(topic = %read.topic, count, "the topic has more partitions");
-            for pipeline in read.readers {
-                let mine = places.iter().cloned().collect();
-                let topics = [read.topic.clone()].into();
-                let starts = takeover::claim(context, &pipeline, &topics, &mine).await?;
-                let grow = Command::Grow { pipeline, starts };
-                self.worker.send(grow).await?;
-            }
-        }
-        Ok(())
+        locks.entry(pipeline.clone()).or_default().clone()
     }
 }
