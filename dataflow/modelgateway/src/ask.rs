@@ -4,26 +4,28 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, Full};
 use prost::Message as _;
-use seldon_grpc::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use seldon_grpc::Plain;
 use seldon_inference::request_to_json;
-use seldon_proto::inference::ModelInferRequest;
+use seldon_proto::inference::{ModelInferRequest, ModelInferResponse};
 use seldon_records::{Headers, Record, decode_request, header as records};
 use seldon_telemetry::RequestSpan;
 use seldon_tls::ClientTls;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{
-    Code,
+    Code, Status,
+    client::Grpc,
     metadata::MetadataMap,
     transport::{Channel, Endpoint},
 };
 use tower::Service as _;
 
-use crate::{failure::Failure, metrics::Metrics, metrics::OfModel};
+use crate::{failure::Failure, metrics::Metrics, metrics::OfModel, model::Model};
 
+const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 /// Connections to Envoy, shared by all requests.
 const CONNECTIONS: usize = 2;
 /// A model that cannot be reached is asked again for this long at most, within its time.
@@ -40,7 +42,8 @@ pub(crate) struct Answer {
 
 /// What a model is asked.
 enum Question {
-    Grpc(ModelInferRequest),
+    /// A message.
+    Grpc(Bytes),
     Rest(Bytes),
 }
 
@@ -77,24 +80,34 @@ impl Asker {
     /// Asks, again where that may help, until the deadline.
     pub(crate) async fn ask(
         &self,
-        model: &str,
+        of: &Model,
         record: &Record,
         deadline: Instant,
         span: Option<&RequestSpan>,
     ) -> Result<Answer, Failure> {
-        let question = question(record)?;
+        let model = &*of.name;
+        let question = question(model, record)?;
         let headers = request_headers(model, &record.headers, span);
-        let give_up = deadline.min(Instant::now() + UNAVAILABLE_FOR);
+        let unavailable = deadline.min(Instant::now() + UNAVAILABLE_FOR);
         let mut pause = Duration::from_millis(50);
         loop {
             let once = self.once(model, &question, headers.clone(), deadline);
             let failure = match timeout_at(deadline, once).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    of.absence.over();
+                    return Ok(answer);
+                }
                 Ok(Err(failure)) => failure,
                 Err(_) => return Err(late(model)),
             };
+            let give_up = if failure.absent {
+                deadline.min(of.absence.missed(Instant::now()))
+            } else {
+                of.absence.over();
+                unavailable
+            };
             if !failure.passes || Instant::now() + pause >= give_up {
-                return Err(failure);
+                return Err(failure.of_model(model));
             }
             tracing::debug!(model, reason = failure.text, "asked again");
             let of = OfModel {
@@ -130,50 +143,79 @@ pub(crate) fn late(model: &str) -> Failure {
     )
 }
 
-fn question(record: &Record) -> Result<Question, Failure> {
+fn question(model: &str, record: &Record) -> Result<Question, Failure> {
     let invalid = |text: String| Failure::new(Code::InvalidArgument, text);
     let value = record.value.as_ref();
     let value = value.ok_or_else(|| invalid("the record has no value".to_owned()))?;
     let declared = record.headers.text(records::INFER_TYPE);
+    if is_request(declared, value) {
+        return Ok(Question::Grpc(named(model, value)));
+    }
     let request = decode_request(&record.headers, value).map_err(|e| invalid(e.to_string()))?;
     let json = match declared.filter(|declared| !declared.is_empty()) {
         Some(declared) => declared.to_ascii_lowercase().starts_with("json/"),
         None => value.trim_ascii_start().first() == Some(&b'{'),
     };
     if !json {
-        return Ok(Question::Grpc(request));
+        return Ok(Question::Grpc(named(model, &request.encode_to_vec())));
     }
     request_to_json(&request)
         .map(|body| Question::Rest(body.to_string().into()))
         .map_err(|error| invalid(error.to_string()))
 }
 
+/// Whether a value is a protobuf request as it is, so that it may go on without being made anew.
+fn is_request(declared: Option<&str>, value: &Bytes) -> bool {
+    let declared = declared.filter(|declared| !declared.is_empty());
+    declared.is_none_or(|declared| declared.eq_ignore_ascii_case("proto/inferModelRequest"))
+        && value.first() != Some(&0)
+        && value.trim_ascii_start().first() != Some(&b'{')
+        && ModelInferRequest::decode(value.clone()).is_ok()
+}
+
+/// The message that asks a model by its name: in protobuf, what comes last of a field counts.
+fn named(model: &str, request: &[u8]) -> Bytes {
+    let name = ModelInferRequest {
+        model_name: model.to_owned(),
+        ..Default::default()
+    };
+    let mut message = BytesMut::with_capacity(request.len() + name.encoded_len());
+    message.put_slice(request);
+    name.encode_raw(&mut message);
+    message.freeze()
+}
+
 async fn grpc(
     channel: Channel,
     model: &str,
-    request: &ModelInferRequest,
+    request: &Bytes,
     headers: HeaderMap,
     deadline: Instant,
 ) -> Result<Answer, Failure> {
-    let request = ModelInferRequest {
-        model_name: model.to_owned(),
-        ..request.clone()
-    };
-    let mut request = tonic::Request::new(request);
+    let mut request = tonic::Request::new(request.clone());
     *request.metadata_mut() = MetadataMap::from_headers(headers);
     request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-    let mut client = GrpcInferenceServiceClient::new(channel)
+    let mut client = Grpc::new(channel)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX);
-    let response = client.model_infer(request).await;
+    let ready = client.ready().await;
+    let path = PathAndQuery::from_static(INFER);
+    let response = match ready {
+        Ok(()) => client.unary(request, path, Plain).await,
+        Err(error) => Err(Status::unknown(format!("Envoy is not ready: {error}"))),
+    };
     let response = response.map_err(|status| match status.code() {
         // tonic's own clock may be quicker than ours.
         Code::Cancelled if Instant::now() >= deadline - Duration::from_millis(50) => late(model),
         _ => Failure::of_status(&status),
     })?;
-    let (headers, message, _) = response.into_parts();
+    let (headers, value, _) = response.into_parts();
+    if let Err(error) = ModelInferResponse::decode(value.clone()) {
+        let text = format!("model {model} answered what is no ModelInferResponse: {error}");
+        return Err(Failure::new(Code::Internal, text));
+    }
     Ok(Answer {
-        value: message.encode_to_vec().into(),
+        value,
         headers: headers.into_headers(),
         encoding: "proto/InferModelResponse",
     })
@@ -201,7 +243,7 @@ async fn rest(
     let body = body.collect().await.map_err(|error| broken(&error))?;
     let body = body.to_bytes();
     if !parts.status.is_success() {
-        return Err(Failure::of_http(parts.status, &body));
+        return Err(Failure::of_http(parts.status, &parts.headers, &body));
     }
     Ok(Answer {
         value: body,

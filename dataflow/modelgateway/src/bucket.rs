@@ -1,6 +1,6 @@
 //! Models that share a reader and a consumer group.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,12 +14,10 @@ use tokio::{
 
 use crate::{
     metrics::Outcome,
-    model::{Job, Model},
+    model::{Job, Key, Model, Place},
     progress::Progress,
     shared::Shared,
 };
-
-pub(crate) type Key = (Arc<str>, i32);
 
 /// Offsets are stored this often.
 const COMMIT: Duration = Duration::from_millis(200);
@@ -40,6 +38,8 @@ pub(crate) struct Bucket {
     pub(crate) done: Notify,
     /// Something was done or stored: for whom waits for the end of a model.
     moved: Notify,
+    /// Topics are to be read anew.
+    anew: Notify,
 }
 
 #[derive(Default)]
@@ -47,10 +47,27 @@ struct State {
     /// By inputs topic.
     models: HashMap<Arc<str>, Arc<Model>>,
     lanes: HashMap<Key, Lane>,
+    /// Inputs topics that are being given up.
+    leaving: HashSet<Arc<str>>,
+    /// Lanes so far.
+    born: u64,
+    /// Models whose topics were made anew, and where their partitions are begun.
+    anew: Vec<(Arc<Model>, Vec<Start>)>,
+}
+
+impl State {
+    /// It is read, and goes on to be.
+    fn reads(&self, model: &Arc<Model>) -> bool {
+        let known = self.models.get(&model.inputs);
+        known.is_some_and(|known| Arc::ptr_eq(known, model))
+            && !self.leaving.contains(&model.inputs)
+    }
 }
 
 /// One partition.
 struct Lane {
+    /// Tells it from that of a topic of the same name before.
+    number: u64,
     progress: Progress<Option<Outgoing>>,
     bytes: usize,
     paused: bool,
@@ -58,6 +75,20 @@ struct Lane {
     replay_until: i64,
     /// What the group's offset is.
     stored: i64,
+    /// The first record that came of those before what was begun.
+    rewound: Option<i64>,
+}
+
+/// How far a partition is.
+pub(crate) struct Reach {
+    pub(crate) key: Key,
+    pub(crate) model: Arc<Model>,
+    /// Behind all that is done.
+    pub(crate) position: i64,
+    /// Behind all that is begun.
+    pub(crate) next: i64,
+    /// The first record since the last look that came of those before.
+    pub(crate) rewound: Option<i64>,
 }
 
 /// A model with the partitions of its inputs and where each is gone on with.
@@ -73,6 +104,31 @@ pub(crate) struct Start {
     pub(crate) end: i64,
 }
 
+impl Start {
+    /// Where a partition that ends at `end` is begun: behind what is stored. What is stored of a topic that was deleted and
+    /// made anew means nothing for this one.
+    pub(crate) fn of(partition: i32, stored: Option<i64>, end: i64, unread: Unread) -> Self {
+        let position = match (stored, unread) {
+            (Some(stored), _) if stored <= end => stored,
+            (Some(_), _) | (None, Unread::FromTheBeginning) => 0,
+            (None, Unread::FromTheEnd) => end,
+        };
+        Self {
+            partition,
+            position,
+            // What nobody has stored a position of, nobody has worked on.
+            end: if stored.is_some() { end } else { position },
+        }
+    }
+}
+
+/// Where a partition is begun that nobody has read.
+#[derive(Clone, Copy)]
+pub(crate) enum Unread {
+    FromTheBeginning,
+    FromTheEnd,
+}
+
 impl Bucket {
     pub(crate) fn new(shared: &Arc<Shared>, number: u32) -> anyhow::Result<Arc<Self>> {
         let group = shared.names.model_gateway_group(number);
@@ -83,6 +139,7 @@ impl Bucket {
             state: Mutex::default(),
             done: Notify::new(),
             moved: Notify::new(),
+            anew: Notify::new(),
         }))
     }
 
@@ -115,28 +172,97 @@ impl Bucket {
 
     /// Begins to read models.
     pub(crate) fn own(&self, models: Vec<Owned>) -> anyhow::Result<()> {
+        let mut state = self.state();
+        for Owned { model, .. } in &models {
+            let inputs = Arc::clone(&model.inputs);
+            state.models.insert(inputs, Arc::clone(model));
+        }
+        drop(state);
+        self.extend(models)
+    }
+
+    /// Begins to read more partitions of models, unless they have been given up meanwhile.
+    pub(crate) fn extend(&self, models: Vec<Owned>) -> anyhow::Result<()> {
         let mut assigned = Vec::new();
-        let exactly_once = self.shared.exactly_once();
-        {
-            let mut state = self.state();
-            for Owned { model, partitions } in models {
+        // Held until they are assigned: whoever gives a model up finds all that is.
+        let mut state = self.state();
+        for Owned { model, partitions } in models {
+            if state.reads(&model) {
                 for start in partitions {
-                    let key = (Arc::clone(&model.inputs), start.partition);
-                    let lane = Lane {
-                        progress: Progress::new(start.position),
-                        bytes: 0,
-                        paused: false,
-                        replay_until: if exactly_once { 0 } else { start.end },
-                        stored: start.position,
-                    };
-                    if state.lanes.insert(key.clone(), lane).is_none() {
-                        assigned.push((key.0, key.1, Position::Offset(start.position)));
-                    }
+                    assigned.extend(self.begin(&mut state, &model.inputs, &start));
                 }
-                state.models.insert(Arc::clone(&model.inputs), model);
             }
         }
         self.consumer.assign(&assigned)
+    }
+
+    /// Begins a partition, unless it is read already.
+    fn begin(
+        &self,
+        state: &mut State,
+        inputs: &Arc<str>,
+        start: &Start,
+    ) -> Option<(Arc<str>, i32, Position)> {
+        let key = (Arc::clone(inputs), start.partition);
+        if state.lanes.contains_key(&key) {
+            return None;
+        }
+        state.born += 1;
+        let exactly_once = self.shared.exactly_once();
+        let lane = Lane {
+            number: state.born,
+            progress: Progress::new(start.position),
+            bytes: 0,
+            paused: false,
+            replay_until: if exactly_once { 0 } else { start.end },
+            stored: start.position,
+            rewound: None,
+        };
+        state.lanes.insert(key.clone(), lane);
+        Some((key.0, key.1, Position::Offset(start.position)))
+    }
+
+    /// Has a topic that was made anew read from there.
+    pub(crate) fn read_anew(&self, model: &Arc<Model>, partitions: Vec<Start>) {
+        self.state().anew.push((Arc::clone(model), partitions));
+        self.anew.notify_one();
+    }
+
+    /// Only between two records: one of the former topic must not be taken for one of the new.
+    fn begin_anew(&self) {
+        let mut state = self.state();
+        for (model, partitions) in std::mem::take(&mut state.anew) {
+            if !state.reads(&model) {
+                continue;
+            }
+            let inputs = &model.inputs;
+            let former = state.lanes.keys().filter(|(topic, _)| topic == inputs);
+            if let Err(error) = self.consumer.unassign(&former.cloned().collect::<Vec<_>>()) {
+                tracing::warn!(topic = &**inputs, "the former one is still read: {error:#}");
+            }
+            state.lanes.retain(|(topic, _), _| topic != inputs);
+            let mut assigned = Vec::new();
+            for start in &partitions {
+                assigned.extend(self.begin(&mut state, inputs, start));
+            }
+            if let Err(error) = self.consumer.assign(&assigned) {
+                self.shared.fail(format!(
+                    "topic {inputs} was made anew and cannot be read: {error:#}"
+                ));
+            }
+        }
+        drop(state);
+        self.moved.notify_waiters();
+    }
+
+    /// Whether a model is read, and goes on to be.
+    pub(crate) fn reads(&self, model: &Arc<Model>) -> bool {
+        self.state().reads(model)
+    }
+
+    /// All models that are read.
+    pub(crate) fn models(&self) -> Vec<Arc<Model>> {
+        self.state().models.values().cloned().collect()
     }
 
     /// The model, if it is read.
@@ -167,6 +293,7 @@ impl Bucket {
 
     /// Reads a model no more, finishes what was begun of it until `deadline`, and stores how far it is.
     pub(crate) async fn release(&self, inputs: &str, deadline: Instant) {
+        self.state().leaving.insert(inputs.into());
         let keys = self.lanes(inputs);
         if let Err(error) = self.consumer.unassign(&keys) {
             tracing::warn!(topic = inputs, "still read: {error:#}");
@@ -189,6 +316,7 @@ impl Bucket {
         }
         let mut state = self.state();
         state.models.remove(inputs);
+        state.leaving.remove(inputs);
         state.lanes.retain(|(topic, _), _| &**topic != inputs);
     }
 
@@ -213,7 +341,15 @@ impl Bucket {
     async fn read(self: &Arc<Self>) {
         let mut told = String::new();
         loop {
-            match self.consumer.recv().await {
+            let read = tokio::select! {
+                biased;
+                () = self.anew.notified() => {
+                    self.begin_anew();
+                    continue;
+                }
+                read = self.consumer.recv() => read,
+            };
+            match read {
                 Ok(record) => self.take(record),
                 Err(ReadError::Fatal(reason)) => {
                     return self
@@ -221,6 +357,9 @@ impl Bucket {
                         .fail(format!("records cannot be read any more: {reason}"));
                 }
                 Err(error) => {
+                    if matches!(error, ReadError::UnknownTopic(_)) {
+                        self.shared.look.notify_one();
+                    }
                     let text = error.to_string();
                     if text != told {
                         tracing::warn!("{text}");
@@ -236,16 +375,15 @@ impl Bucket {
     fn take(self: &Arc<Self>, record: Record) {
         let key = (Arc::clone(&record.topic), record.partition);
         let mut state = self.state();
-        let State { models, lanes } = &mut *state;
+        let State { models, lanes, .. } = &mut *state;
         let (Some(model), Some(lane)) = (models.get(&key.0), lanes.get_mut(&key)) else {
             return;
         };
-        let (offset, size) = (
-            record.offset,
-            record.value.as_ref().map_or(0, |value| value.len()),
-        );
+        let offset = record.offset;
         if !lane.progress.begin(offset) {
-            return;
+            // Where Kafka went back to the beginning by itself, what was read before is not there any more.
+            lane.rewound.get_or_insert(offset);
+            return self.shared.look.notify_one();
         }
         self.shared.metrics.outstanding.inc();
         let marked = record.headers.has(header::REPEAT);
@@ -256,20 +394,25 @@ impl Bucket {
             .unwrap_or_else(PoisonError::into_inner);
         let is_new = recent.is_new(&model.name, &record);
         drop(recent);
-        lane.bytes += size;
+        let job = Job {
+            replayed: offset < lane.replay_until,
+            lane: lane.number,
+            record,
+        };
+        let place = job.place();
+        lane.bytes += place.size;
         let limit = self.shared.options.workers.max(1) * AHEAD;
         if !lane.paused && (lane.progress.outstanding() >= limit || lane.bytes >= BYTES) {
             lane.paused = true;
             self.consumer.pause(std::slice::from_ref(&key));
         }
-        let replayed = offset < lane.replay_until;
         let model = Arc::clone(model);
         drop(state);
         if marked && !is_new {
             self.count(&model, "repeat");
-            return self.finish(&key, offset, size, None);
+            return self.finish(&place, None);
         }
-        if let Some(job) = model.start(Job { record, replayed }) {
+        if let Some(job) = model.start(job) {
             let bucket = Arc::clone(self);
             self.shared
                 .tasks
@@ -286,18 +429,19 @@ impl Bucket {
     }
 
     /// A record is done; what is to be written for it, where that was not done yet.
-    pub(crate) fn finish(&self, key: &Key, offset: i64, size: usize, outgoing: Option<Outgoing>) {
+    pub(crate) fn finish(&self, place: &Place, outgoing: Option<Outgoing>) {
         self.shared.metrics.outstanding.dec();
         let mut state = self.state();
-        let Some(lane) = state.lanes.get_mut(key) else {
+        let lane = state.lanes.get_mut(&place.key);
+        let Some(lane) = lane.filter(|lane| lane.number == place.lane) else {
             return;
         };
-        lane.progress.finish(offset, outgoing);
-        lane.bytes = lane.bytes.saturating_sub(size);
+        lane.progress.finish(place.offset, outgoing);
+        lane.bytes = lane.bytes.saturating_sub(place.size);
         if !self.shared.exactly_once() {
             lane.progress.take();
         }
-        self.resume(key, lane);
+        self.resume(&place.key, lane);
         drop(state);
         self.moved.notify_waiters();
         self.done.notify_one();
@@ -329,7 +473,9 @@ impl Bucket {
     pub(crate) fn stored(&self, positions: &[(Arc<str>, i32, i64)]) {
         let mut state = self.state();
         for (topic, partition, position) in positions {
-            if let Some(lane) = state.lanes.get_mut(&(Arc::clone(topic), *partition)) {
+            let lane = state.lanes.get_mut(&(Arc::clone(topic), *partition));
+            // It may be one of a topic that was made anew meanwhile.
+            if let Some(lane) = lane.filter(|lane| *position <= lane.progress.position()) {
                 lane.stored = lane.stored.max(*position);
             }
         }
@@ -346,26 +492,19 @@ impl Bucket {
         }
     }
 
-    /// Records that are not done, by model.
-    pub(crate) async fn lag(&self) -> anyhow::Result<HashMap<Arc<str>, i64>> {
-        let positions: Vec<(Key, i64, Arc<str>)> = {
-            let state = self.state();
-            let of = |(key, lane): (&Key, &Lane)| {
-                let model = state.models.get(&key.0)?;
-                Some((
-                    key.clone(),
-                    lane.progress.position(),
-                    Arc::clone(&model.name),
-                ))
-            };
-            state.lanes.iter().filter_map(of).collect()
+    /// How far all partitions are.
+    pub(crate) fn reached(&self) -> Vec<Reach> {
+        let mut state = self.state();
+        let State { models, lanes, .. } = &mut *state;
+        let of = |(key, lane): (&Key, &mut Lane)| {
+            Some(Reach {
+                key: key.clone(),
+                model: Arc::clone(models.get(&key.0)?),
+                position: lane.progress.position(),
+                next: lane.progress.next(),
+                rewound: lane.rewound.take(),
+            })
         };
-        let keys: Vec<Key> = positions.iter().map(|(key, ..)| key.clone()).collect();
-        let ends = self.consumer.ends(&keys).await?;
-        let mut lag = HashMap::new();
-        for ((_, position, model), end) in positions.into_iter().zip(ends) {
-            *lag.entry(model).or_default() += (end - position).max(0);
-        }
-        Ok(lag)
+        lanes.iter_mut().filter_map(of).collect()
     }
 }

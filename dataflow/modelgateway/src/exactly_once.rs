@@ -10,12 +10,7 @@ use seldon_kafka::{SendError, Transactions};
 use seldon_records::Outgoing;
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    bucket::{Bucket, Key, Start},
-    result,
-    shared::Shared,
-    work::NO_TOPIC_FOR,
-};
+use crate::{bucket::Bucket, model::Key, result, shared::Shared, work::NO_TOPIC_FOR};
 
 /// Results of this time share a transaction.
 const GATHER: Duration = Duration::from_millis(2);
@@ -173,13 +168,12 @@ async fn heal(bucket: &Bucket, record: &mut Option<Outgoing>, error: &SendError,
     }
 }
 
-/// Fences the former owners of partitions, and tells where each is gone on with.
+/// Fences the former owners of partitions, and tells what they have stored.
 pub(crate) async fn take_over(
     bucket: &Bucket,
     keys: &[Key],
-    ends: &[i64],
     owner: &str,
-) -> anyhow::Result<Vec<Start>> {
+) -> anyhow::Result<Vec<Option<i64>>> {
     let consumer = &bucket.consumer;
     let mut former: Vec<String> = consumer
         .committed_by(keys)
@@ -196,15 +190,5 @@ pub(crate) async fn take_over(
         let fenced = Transactions::new(&bucket.shared.settings, id).await;
         drop(fenced.with_context(|| format!("{id} cannot be fenced"))?);
     }
-    let committed = consumer.committed(keys).await?;
-    let starts: Vec<Start> = keys
-        .iter()
-        .zip(committed.iter().zip(ends))
-        .map(|((_, partition), (committed, end))| Start {
-            partition: *partition,
-            position: committed.unwrap_or(*end),
-            end: *end,
-        })
-        .collect();
-    Ok(starts)
+    consumer.committed(keys).await
 }

@@ -1,7 +1,11 @@
 //! Why a model did not answer.
 use std::error::Error as _;
 
+use http::HeaderMap;
 use tonic::{Code, Status};
+
+/// Marks an answer of Envoy or of an agent that has no such model: nothing has run.
+const ABSENT: &str = "x-seldon-absent";
 
 /// A failure, as an error record tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +15,8 @@ pub(crate) struct Failure {
     pub(crate) text: String,
     /// Asking again may help.
     pub(crate) passes: bool,
+    /// Nobody serves the model.
+    pub(crate) absent: bool,
 }
 
 impl Failure {
@@ -20,7 +26,24 @@ impl Failure {
             grpc: code as i32,
             text: cut(text.into()),
             passes: matches!(code, Code::Unavailable | Code::ResourceExhausted),
+            absent: false,
         }
+    }
+
+    /// What the mark means depends on the status: one that has no model is asked again for a short time only.
+    fn marked(mut self, headers: &HeaderMap) -> Self {
+        self.absent = self.grpc == Code::NotFound as i32 && headers.contains_key(ABSENT);
+        self.passes |= self.absent;
+        self
+    }
+
+    /// As a caller is told it.
+    pub(crate) fn of_model(mut self, model: &str) -> Self {
+        if self.absent {
+            self.text =
+                format!("model {model} is not loaded: load it with seldon model load -f FILE");
+        }
+        self
     }
 
     /// A status with a source was made here, since the connection failed.
@@ -34,10 +57,10 @@ impl Failure {
         if text.is_empty() {
             text = code.description().to_owned();
         }
-        Self::new(code, text)
+        Self::new(code, text).marked(status.metadata().as_ref())
     }
 
-    pub(crate) fn of_http(status: http::StatusCode, body: &[u8]) -> Self {
+    pub(crate) fn of_http(status: http::StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let code = match status.as_u16() {
             400 | 405 | 411..=415 | 422 => Code::InvalidArgument,
             401 => Code::Unauthenticated,
@@ -59,6 +82,7 @@ impl Failure {
             http: status.as_u16(),
             ..Self::new(code, text)
         }
+        .marked(headers)
     }
 }
 

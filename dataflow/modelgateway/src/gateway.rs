@@ -1,6 +1,7 @@
 //! Which models this gateway reads: orders of the scheduler, carried out.
 use std::{
     collections::{HashMap, HashSet},
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -8,20 +9,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use seldon_kafka::Transactions;
 use seldon_records::bucket as bucket_of;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::{
-    bucket::{Bucket, Key, Owned, Start},
+    bucket::{Bucket, Owned, Start, Unread},
     control::{Ack, Order},
     exactly_once,
     metrics::OfModel,
-    model::{Model, Target},
+    model::{Key, Model, Target},
     shared::Shared,
 };
 
@@ -32,7 +32,7 @@ const TOGETHER: usize = 1000;
 
 /// Carries orders out.
 pub(crate) struct Gateway {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     buckets: Mutex<HashMap<u32, Arc<Bucket>>>,
     /// Models that are being given up.
     leaving: Mutex<HashSet<String>>,
@@ -159,63 +159,69 @@ impl Gateway {
                 let target = Target::new(&outputs, count(&outputs));
                 let workers = self.shared.options.workers;
                 let model = Model::new(&order.model, &inputs, target, workers);
-                models.push((Arc::new(model), count(&inputs)));
+                models.push((Arc::new(model), 0..count(&inputs)));
             }
-            self.own(&bucket, number, models).await?;
+            let more = i64::try_from(models.len()).unwrap_or(0);
+            self.own(&bucket, number, models, Unread::FromTheEnd)
+                .await?;
+            self.shared.metrics.models.inc_by(more);
         }
         Ok(())
     }
 
-    /// Finds out where to go on, stores what is new, and begins to read.
-    async fn own(
+    /// Finds out where to go on with partitions, stores what is new, and begins to read.
+    pub(crate) async fn own(
         &self,
         bucket: &Bucket,
         number: u32,
-        models: Vec<(Arc<Model>, i32)>,
+        models: Vec<(Arc<Model>, Range<i32>)>,
+        unread: Unread,
     ) -> anyhow::Result<()> {
         let keys: Vec<Key> = models
             .iter()
-            .flat_map(|(model, count)| (0..*count).map(|one| (Arc::clone(&model.inputs), one)))
+            .flat_map(|(model, all)| all.clone().map(|one| (Arc::clone(&model.inputs), one)))
             .collect();
         let ends = bucket.consumer.ends(&keys).await?;
-        let starts: Vec<Start> = if self.shared.exactly_once() {
+        let stored = if self.shared.exactly_once() {
             let owner = exactly_once::transactional_id(&self.shared, number);
-            exactly_once::take_over(bucket, &keys, &ends, &owner).await?
+            exactly_once::take_over(bucket, &keys, &owner).await?
         } else {
-            let committed = bucket.consumer.committed(&keys).await?;
-            let all = keys.iter().zip(committed.iter().zip(&ends));
-            all.map(|((_, partition), (committed, end))| Start {
-                partition: *partition,
-                position: committed.unwrap_or(*end),
-                end: *end,
-            })
-            .collect()
+            bucket.consumer.committed(&keys).await?
         };
-        // From now on nothing that is written is missed, whatever happens to this process.
+        let all = keys.iter().zip(stored.into_iter().zip(ends));
+        let starts: Vec<Start> = all
+            .map(|((_, partition), (stored, end))| Start::of(*partition, stored, end, unread))
+            .collect();
         let positions: Vec<(Arc<str>, i32, i64)> = keys
             .iter()
             .zip(&starts)
             .map(|((topic, partition), start)| (Arc::clone(topic), *partition, start.position))
             .collect();
+        self.store(bucket, number, &positions).await?;
+        let mut starts = starts.into_iter();
+        let owned = models.into_iter().map(|(model, partitions)| Owned {
+            model,
+            partitions: starts.by_ref().take(partitions.len()).collect(),
+        });
+        match unread {
+            Unread::FromTheEnd => bucket.own(owned.collect()),
+            Unread::FromTheBeginning => bucket.extend(owned.collect()),
+        }
+    }
+
+    /// From now on nothing that is written behind these is missed, whatever happens to this process.
+    pub(crate) async fn store(
+        &self,
+        bucket: &Bucket,
+        number: u32,
+        positions: &[(Arc<str>, i32, i64)],
+    ) -> anyhow::Result<()> {
         if self.shared.exactly_once() {
             let owner = exactly_once::transactional_id(&self.shared, number);
-            bucket.consumer.commit_by(&positions, &owner).await?;
+            bucket.consumer.commit_by(positions, &owner).await
         } else {
-            bucket.consumer.commit(&positions).await?;
+            bucket.consumer.commit(positions).await
         }
-        let mut starts = starts.into_iter();
-        let owned = models.into_iter().map(|(model, count)| Owned {
-            model,
-            partitions: starts
-                .by_ref()
-                .take(usize::try_from(count).unwrap_or(0))
-                .collect(),
-        });
-        let owned: Vec<Owned> = owned.collect();
-        let number = i64::try_from(owned.len()).unwrap_or(0);
-        bucket.own(owned)?;
-        self.shared.metrics.models.inc_by(number);
-        Ok(())
     }
 
     fn known(&self, number: u32) -> Option<Arc<Bucket>> {
@@ -223,9 +229,11 @@ impl Gateway {
         buckets.get(&number).cloned()
     }
 
-    fn all(&self) -> Vec<Arc<Bucket>> {
+    pub(crate) fn all(&self) -> Vec<(u32, Arc<Bucket>)> {
         let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        buckets.values().cloned().collect()
+        let all = buckets.iter();
+        all.map(|(number, bucket)| (*number, Arc::clone(bucket)))
+            .collect()
     }
 
     async fn bucket(&self, number: u32) -> anyhow::Result<Arc<Bucket>> {
@@ -307,29 +315,9 @@ impl Gateway {
     pub(crate) async fn stop(&self, limit: Duration) {
         self.active.store(false, Ordering::Relaxed);
         let deadline = Instant::now() + limit;
-        for bucket in self.all() {
+        for (_, bucket) in self.all() {
             bucket.release_all(deadline).await;
         }
         self.shared.producer.flush(Duration::from_secs(2)).await;
-    }
-
-    /// Measures how far models are behind.
-    pub(crate) async fn watch(&self) {
-        loop {
-            sleep(Duration::from_secs(10)).await;
-            for bucket in self.all() {
-                let lag = timeout(Duration::from_secs(20), bucket.lag()).await;
-                match lag.context("no answer").and_then(|lag| lag) {
-                    Ok(lag) => {
-                        for (model, lag) in lag {
-                            let model = model.to_string();
-                            let gauge = self.shared.metrics.lag.get_or_create(&OfModel { model });
-                            gauge.set(lag);
-                        }
-                    }
-                    Err(error) => tracing::debug!("the lag is not known: {error:#}"),
-                }
-            }
-        }
     }
 }

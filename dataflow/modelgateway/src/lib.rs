@@ -5,6 +5,7 @@
 //! again is marked. See [`Options`] for the other guarantee.
 #![warn(missing_docs)]
 
+mod absence;
 mod app;
 mod ask;
 mod bucket;
@@ -12,6 +13,7 @@ mod control;
 mod exactly_once;
 mod failure;
 mod gateway;
+mod look;
 mod metrics;
 mod model;
 mod options;

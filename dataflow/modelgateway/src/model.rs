@@ -3,7 +3,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI32, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
     },
 };
 
@@ -11,12 +11,41 @@ use bytes::Bytes;
 use seldon_records::Record;
 use tokio::sync::Semaphore;
 
+use crate::absence::Absence;
+
 /// A record to work on.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) record: Record,
     /// It may have been worked on before, by a process that died.
     pub(crate) replayed: bool,
+    /// Which reading of its partition it belongs to.
+    pub(crate) lane: u64,
+}
+
+impl Job {
+    /// Where it stands.
+    pub(crate) fn place(&self) -> Place {
+        let value = self.record.value.as_ref();
+        Place {
+            key: (Arc::clone(&self.record.topic), self.record.partition),
+            lane: self.lane,
+            offset: self.record.offset,
+            size: value.map_or(0, Bytes::len),
+        }
+    }
+}
+
+/// A topic's partition.
+pub(crate) type Key = (Arc<str>, i32);
+
+/// Where a record stands, and what it weighs.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) key: Key,
+    pub(crate) lane: u64,
+    pub(crate) offset: i64,
+    pub(crate) size: usize,
 }
 
 /// A topic that is written to.
@@ -52,6 +81,9 @@ pub(crate) struct Model {
     pub(crate) outputs: Target,
     /// Requests at a time.
     pub(crate) permits: Semaphore,
+    pub(crate) absence: Absence,
+    /// The inputs topic was not there when it was looked for last.
+    pub(crate) gone: AtomicBool,
     /// Keys that are worked on, and what waits behind them.
     busy: Mutex<HashMap<Bytes, VecDeque<Job>>>,
 }
@@ -63,6 +95,8 @@ impl Model {
             inputs: inputs.into(),
             outputs,
             permits: Semaphore::new(workers.max(1)),
+            absence: Absence::default(),
+            gone: AtomicBool::new(false),
             busy: Mutex::default(),
         }
     }

@@ -60,6 +60,9 @@ pub struct Options {
     /// Consumer groups that models are spread over; each costs a Kafka client.
     #[arg(long, env = "MODELGATEWAY_MAX_NUM_CONSUMERS", default_value_t = 1)]
     pub max_consumers: u32,
+    /// How often the numbers of partitions, and topics that were made anew, are looked for.
+    #[arg(long, default_value_t = 10)]
+    pub partition_refresh_seconds: u64,
     /// What holds for results after a crash.
     #[arg(
         long,
@@ -68,8 +71,8 @@ pub struct Options {
         default_value = "at-least-once"
     )]
     pub processing_guarantee: Guarantee,
-    /// How this gateway is called towards the scheduler.
-    #[arg(long, env = "POD_NAME", default_value = "seldon-modelgateway")]
+    /// How this gateway is called, unlike all others [default: the host's name and a random number]
+    #[arg(long, env = "POD_NAME", default_value = seldon_telemetry::process_name(), hide_default_value = true)]
     pub name: String,
     /// Address to listen on for probes.
     #[arg(long, default_value = "0.0.0.0")]

@@ -56,6 +56,11 @@ impl<T> Progress<T> {
         self.position
     }
 
+    /// Behind all that was begun.
+    pub(crate) fn next(&self) -> i64 {
+        self.next
+    }
+
     /// How many are begun and not yet taken.
     pub(crate) fn outstanding(&self) -> usize {
         self.begun.len()

@@ -9,6 +9,9 @@ use crate::{
     model::{Job, Model, Target},
 };
 
+/// How long the model took, as Envoy tells.
+const TOOK: &str = "x-envoy-upstream-service-time";
+
 /// The result of a model.
 pub(crate) fn result(
     model: &Model,
@@ -19,7 +22,8 @@ pub(crate) fn result(
     let mut headers = common(job, span);
     for (name, value) in &answer.headers {
         let name = name.as_str();
-        let wanted = name.starts_with("x-") && !name.starts_with("x-envoy-");
+        // Of Envoy's only the one that is documented there; none of them goes out again.
+        let wanted = name.starts_with("x-") && !name.starts_with("x-envoy-") || name == TOOK;
         // Routes grow with each step; of others the request's own stands.
         if wanted && (name == header::ROUTE || !job.record.headers.has(name)) {
             headers.push(name, value.as_bytes().to_vec());

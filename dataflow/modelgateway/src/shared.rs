@@ -3,6 +3,7 @@ use std::sync::{Mutex, PoisonError};
 
 use seldon_kafka::{Admin, Producer, Settings};
 use seldon_records::Names;
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -19,6 +20,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) errors: Target,
     pub(crate) recent: Mutex<Recent>,
+    /// Something is odd about a topic: it is to be looked at.
+    pub(crate) look: Notify,
     /// Ends the reading.
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -47,6 +50,7 @@ impl Shared {
             metrics,
             errors,
             recent: Mutex::default(),
+            look: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             failed: Mutex::default(),

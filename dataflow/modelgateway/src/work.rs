@@ -45,20 +45,15 @@ impl Bucket {
             let failure = Failure::new(Code::Internal, text);
             result::error(&self.shared.errors, model, job, &failure, None)
         });
-        let record = &job.record;
-        let (key, size) = (
-            (Arc::clone(&record.topic), record.partition),
-            record.value.as_ref().map_or(0, |value| value.len()),
-        );
         if job.replayed {
             self.shared.metrics.repeats.inc();
         }
         if self.shared.exactly_once() {
-            return self.finish(&key, record.offset, size, Some(outgoing));
+            return self.finish(&job.place(), Some(outgoing));
         }
         // What could not be written is not done: it is read again by the next owner.
         if self.write(model, outgoing).await {
-            self.finish(&key, record.offset, size, None);
+            self.finish(&job.place(), None);
         }
     }
 
@@ -99,7 +94,7 @@ impl Bucket {
         let answer = self
             .shared
             .asker
-            .ask(&model.name, &job.record, deadline, span)
+            .ask(model, &job.record, deadline, span)
             .await;
         let of = OfModel {
             model: model.name.to_string(),

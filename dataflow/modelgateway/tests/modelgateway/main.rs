@@ -30,15 +30,18 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::mpsc, task::spawn_blocking, time::timeout};
 use tonic::Code;
 
+mod foreign;
 mod models;
 mod scheduler;
+mod topics;
+mod unloaded;
 use models::Models;
 use scheduler::Scheduler;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 struct Scene {
-    _broker: Running,
+    broker: Running,
     settings: Settings,
     names: Names,
     models: Models,
@@ -113,7 +116,7 @@ impl Scene {
             names: settings.names("").unwrap(),
             producer: Producer::new(&settings).unwrap(),
             admin: Admin::new(&settings).unwrap(),
-            _broker: broker,
+            broker,
             settings,
             models,
             scheduler,

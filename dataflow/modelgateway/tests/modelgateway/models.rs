@@ -18,7 +18,17 @@ use tonic::{Request, Response, Status};
 pub struct Models {
     pub headers: Arc<Mutex<HashMap<String, String>>>,
     refused: Arc<AtomicUsize>,
+    /// How often the model "unloaded" is not there yet.
+    pub absent: Arc<AtomicUsize>,
     pub held: Arc<Notify>,
+}
+
+impl Models {
+    fn is_absent(&self) -> bool {
+        let less = |left: usize| left.checked_sub(1);
+        let (now, then) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.absent.fetch_update(now, then, less).is_ok()
+    }
 }
 
 macro_rules! models {
@@ -48,6 +58,13 @@ impl GrpcInferenceService for Models {
         let number = request.inputs[0].contents.as_ref().unwrap().int_contents[0];
         match model.as_str() {
             "invalid" => return Err(Status::invalid_argument("shape is wrong")),
+            "unloaded" if self.is_absent() => {
+                // As Envoy and agents say it.
+                let mut status = Status::not_found("no model named unloaded");
+                let mark = "1".parse().unwrap();
+                status.metadata_mut().insert("x-seldon-absent", mark);
+                return Err(status);
+            }
             "missing" => return Err(Status::not_found("no such model")),
             "slow" => std::future::pending().await,
             "held" => self.held.notified().await,
