@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     options::Options,
     replies::Replies,
+    room::Room,
     routes::Routes,
     server,
     upstream::Models,
@@ -72,8 +73,7 @@ pub async fn run(
     let identity = Identity {
         name: options.pod_name.clone(),
         ip: options.address(),
-        http_port: listeners.http.local_addr()?.port(),
-        grpc_port: listeners.grpc.local_addr()?.port(),
+        port: listeners.http.local_addr()?.port(),
     };
     let drain = gateway.limits.drain;
     let scheduler = scheduler(&options)?;
@@ -143,6 +143,7 @@ fn gateway(
         models: Models::new(envoy(options)?),
         metrics,
         turns: Arc::new(Semaphore::new(limits.in_flight)),
+        room: Room::new(limits.bytes),
         limits,
         stopping: AtomicBool::new(false),
     };
@@ -220,7 +221,7 @@ fn server_tls() -> anyhow::Result<Option<ServerTls>> {
     }
     let own = environment.files("UPSTREAM_SERVER")?;
     let peer = environment.files("UPSTREAM_CLIENT")?;
-    // Envoy names no protocol towards gateways, and each connection is looked at anyway.
+    // Our Envoy names no protocol towards gateways, and each connection is looked at anyway.
     Ok(Some(ServerTls::follow(own, peer, &[b"h2", b"http/1.1"])?))
 }
 

@@ -28,8 +28,7 @@ const REPORT_AFTER: Duration = Duration::from_secs(20);
 pub(crate) struct Identity {
     pub(crate) name: String,
     pub(crate) ip: String,
-    pub(crate) http_port: u16,
-    pub(crate) grpc_port: u16,
+    pub(crate) port: u16,
 }
 
 /// Follows the scheduler's orders.
@@ -97,8 +96,9 @@ impl Control {
             subscriber_name: self.identity.name.clone(),
             subscriber_ip: self.identity.ip.clone(),
             is_pipeline_gateway: true,
-            subscriber_http_port: self.identity.http_port.into(),
-            subscriber_grpc_port: self.identity.grpc_port.into(),
+            // One for both: Envoy speaks HTTP/2 to it then, over which it finds a gateway that is stopped.
+            subscriber_http_port: self.identity.port.into(),
+            subscriber_grpc_port: self.identity.port.into(),
         };
         let mut client = self.client.clone();
         let mut orders = match client.subscribe_pipeline_status(request).await {

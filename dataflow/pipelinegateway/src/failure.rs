@@ -9,7 +9,9 @@ use seldon_records::{Record, header as record_header};
 use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 
 use crate::{
+    gateway::Limits,
     headers,
+    room::Unread,
     target::{Target, Unnamed},
 };
 
@@ -56,6 +58,13 @@ impl Failure {
         Self::new(StatusCode::NOT_FOUND, Code::Unimplemented, message)
     }
 
+    pub(crate) fn stream(call: &str) -> Self {
+        let message = format!(
+            "{call}: pipelines do not stream: ask the pipeline by infer (ModelInfer), or the streaming model by its own name"
+        );
+        Self::new(StatusCode::NOT_IMPLEMENTED, Code::Unimplemented, message)
+    }
+
     pub(crate) fn method(path: &str, allow: &'static str) -> Self {
         let message = format!("method not allowed for {path}, use {allow}");
         let mut failure = Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message);
@@ -88,6 +97,24 @@ impl Failure {
             message,
         )
         .after(Duration::from_secs(1))
+    }
+
+    /// A body that is not read on. Without a target where that is not known yet.
+    pub(crate) fn unread(target: Option<&Target>, cause: &Unread, limits: &Limits) -> Self {
+        match cause {
+            Unread::TooLarge => Self::too_large(limits.body),
+            Unread::Broken(_) => Self::invalid(cause.to_string()),
+            Unread::Full => {
+                let what = target.map_or_else(String::new, |target| target.describe() + ": ");
+                let bytes = limits.bytes;
+                let message = format!(
+                    "{what}the requests at this gateway are as large as it can take together (--max-in-flight-bytes \
+                     {bytes}), try again later"
+                );
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                Self::new(status, Code::ResourceExhausted, message).after(Duration::from_secs(1))
+            }
+        }
     }
 
     pub(crate) fn late(target: &Target, waited: Duration) -> Self {

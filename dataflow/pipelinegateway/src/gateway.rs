@@ -21,6 +21,7 @@ use crate::{
     failure::Failure,
     headers,
     metrics::{Exchange, Method, Metrics},
+    room::Room,
     routes::{Route, Routes},
     target::Target,
     upstream::Models,
@@ -32,10 +33,14 @@ use crate::{
 pub struct Limits {
     /// How long a caller waits that does not say so itself.
     pub request: Duration,
+    /// How long any caller waits.
+    pub longest: Duration,
     /// How long Kafka may take to accept a request.
     pub produce: Duration,
     /// Requests that wait for their answers at once.
     pub in_flight: usize,
+    /// Bytes of all those.
+    pub bytes: usize,
     /// Bytes of a request's body.
     pub body: usize,
     /// How long requests may go on after a pipeline left or the gateway is stopped.
@@ -51,6 +56,7 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
     pub(crate) turns: Arc<Semaphore>,
+    pub(crate) room: Arc<Room>,
     pub(crate) stopping: AtomicBool,
 }
 
@@ -120,6 +126,7 @@ impl Gateway {
     ) -> Result<Record, Failure> {
         let route = &permit.route;
         let patience = headers::patience(fields).unwrap_or(self.limits.request);
+        let patience = patience.min(self.limits.longest);
         let place = self.waiting.register(route.answers.clone());
         let record = outgoing(permit, fields, request_id, value, patience, place.number);
         // A little earlier than the caller: our answer names the pipeline.

@@ -1,20 +1,25 @@
 //! gRPC: inference without taking messages apart, and the small calls around it.
-use std::{convert::Infallible, pin::Pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::Bytes;
 use futures_util::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prost::Message as _;
-use seldon_grpc::inference::grpc_inference_service_server::{
-    GrpcInferenceService, GrpcInferenceServiceServer,
+use seldon_grpc::{
+    Plain,
+    inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
 };
 use seldon_proto::inference::*;
 use seldon_records::Record;
 use tonic::{
-    Status, Streaming,
+    Code, Status, Streaming,
     body::Body,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     metadata::MetadataMap,
     server::{Grpc, UnaryService},
     service::Routes as Services,
@@ -26,6 +31,7 @@ use crate::{
     gateway::{self, Gateway, Permit},
     headers,
     metrics::{self, Method},
+    room::{Held, Measured, Share},
     target::{Target, Unnamed},
 };
 
@@ -79,18 +85,46 @@ async fn infer(gateway: &Arc<Gateway>, mut request: Request<Incoming>) -> Respon
         },
         Err(cause) => return Failure::unnamed(&cause).status(&id).into_http(),
     };
+    let (limit, share) = (gateway.limits.body, gateway.room.share());
+    let (parts, body) = request.into_parts();
+    let target = permit.as_ref().map(|permit| permit.route.target.clone());
+    let (limits, of) = (gateway.limits.clone(), id.clone());
+    let refused = move |cause| Failure::unread(target.as_ref(), &cause, &limits).status(&of);
+    let permit = Arc::new(Mutex::new(permit));
     let call = Infer {
         gateway: gateway.clone(),
-        permit,
+        permit: permit.clone(),
+        share: share.clone(),
     };
-    let limit = gateway.limits.body;
-    let mut grpc = Grpc::new(Plain).apply_max_message_size_config(Some(limit), Some(usize::MAX));
-    grpc.unary(call, request).await
+    let response = match Measured::new(body, limit.saturating_add(PREFIX), share.clone()) {
+        Ok(body) => {
+            let request = Request::from_parts(parts, body.map_err(refused));
+            let grpc = Grpc::new(Plain);
+            let mut grpc = grpc.apply_max_message_size_config(Some(limit), Some(usize::MAX));
+            grpc.unary(call, request).await
+        }
+        Err(cause) => refused(cause).into_http(),
+    };
+    // Where the message was not read, nobody has taken the place.
+    if let Some(mut permit) = lock(&permit).take() {
+        let code = Status::from_header_map(response.headers()).map_or(Code::Unknown, |s| s.code());
+        permit.exchange.finish(metrics::grpc_code(code));
+    }
+    response.map(|body| Body::new(Held::new(body, share)))
 }
+
+/// Before each message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
 
 struct Infer {
     gateway: Arc<Gateway>,
-    permit: Option<Permit>,
+    permit: Arc<Mutex<Option<Permit>>>,
+    share: Arc<Share>,
+}
+
+// Nothing is half done while it is held.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Answered<T> = Result<tonic::Response<T>, Status>;
@@ -100,10 +134,11 @@ impl UnaryService<Bytes> for Infer {
     type Future = Pin<Box<dyn Future<Output = Answered<Bytes>> + Send>>;
 
     fn call(&mut self, request: tonic::Request<Bytes>) -> Self::Future {
-        let (gateway, permit) = (self.gateway.clone(), self.permit.take());
+        let (gateway, permit) = (self.gateway.clone(), lock(&self.permit).take());
+        let share = self.share.clone();
         Box::pin(async move {
             let (metadata, _, message) = request.into_parts();
-            model_infer(&gateway, permit, metadata.into_headers(), message).await
+            model_infer(&gateway, permit, metadata.into_headers(), message, &share).await
         })
     }
 }
@@ -113,6 +148,7 @@ async fn model_infer(
     permit: Option<Permit>,
     fields: HeaderMap,
     message: Bytes,
+    share: &Share,
 ) -> Answered<Bytes> {
     let id = gateway::request_id(&fields);
     let failed = |failure: Failure| failure.status(&id);
@@ -134,9 +170,10 @@ async fn model_infer(
     let answered = admitted(gateway, &permit, &fields, &id, request, message).await;
     let code = answered
         .as_ref()
-        .map_or_else(|failure| failure.grpc, |_| tonic::Code::Ok);
+        .map_or_else(|failure| failure.grpc, |_| Code::Ok);
     permit.exchange.finish(metrics::grpc_code(code));
     let (record, value) = answered.map_err(failed)?;
+    share.turn_into(value.len());
     let mut answer = headers::of_answer(&record);
     answer
         .entry(headers::REQUEST_ID)
@@ -189,43 +226,6 @@ async fn admitted(
     Ok((record, response.encode_to_vec().into()))
 }
 
-/// Messages as their bytes.
-struct Plain;
-
-impl Codec for Plain {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Plain {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        to.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Plain {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
-}
-
 /// The calls that are no inference.
 struct Calls(Arc<Gateway>);
 
@@ -248,7 +248,7 @@ impl Calls {
     }
 }
 
-/// Never any: streaming through pipelines is refused.
+/// Never any: pipelines do not stream.
 type NoStream = Pin<Box<dyn Stream<Item = Result<ModelInferResponse, Status>> + Send>>;
 
 fn refused<T>(call: &str) -> Answered<T> {
@@ -318,7 +318,8 @@ impl GrpcInferenceService for Calls {
     ) -> Answered<ModelInferResponse> {
         let (metadata, _, message) = request.into_parts();
         let value = message.encode_to_vec().into();
-        let answer = model_infer(&self.0, None, metadata.into_headers(), value).await?;
+        let share = self.0.room.share();
+        let answer = model_infer(&self.0, None, metadata.into_headers(), value, &share).await?;
         let (metadata, value, extensions) = answer.into_parts();
         let response = ModelInferResponse::decode(value)
             .map_err(|cause| Status::internal(format!("the answer cannot be read: {cause}")))?;
@@ -329,9 +330,10 @@ impl GrpcInferenceService for Calls {
 
     async fn model_stream_infer(
         &self,
-        _: tonic::Request<Streaming<ModelInferRequest>>,
+        request: tonic::Request<Streaming<ModelInferRequest>>,
     ) -> Answered<NoStream> {
-        refused("ModelStreamInfer")
+        let id = gateway::request_id(request.metadata().as_ref());
+        Err(Failure::stream("ModelStreamInfer").status(&id))
     }
 
     async fn repository_index(

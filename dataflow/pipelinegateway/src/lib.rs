@@ -15,6 +15,7 @@ mod metrics;
 mod options;
 mod replies;
 mod rest;
+mod room;
 mod routes;
 mod server;
 mod target;

@@ -12,10 +12,10 @@ pub struct Options {
     /// Address to listen on.
     #[arg(long, default_value = "0.0.0.0")]
     pub host: IpAddr,
-    /// REST and gRPC; told to the scheduler as the port for REST.
+    /// REST and gRPC; told to the scheduler as the port for both.
     #[arg(long, default_value_t = 9010)]
     pub http_port: u16,
-    /// The same on a second port, told to the scheduler as the port for gRPC.
+    /// The same on a second port.
     #[arg(long, default_value_t = 9011)]
     pub grpc_port: u16,
     /// `/metrics`.
@@ -57,12 +57,19 @@ pub struct Options {
     /// How long a request waits for its answer that brings neither grpc-timeout nor x-envoy-expected-rq-timeout-ms.
     #[arg(long, default_value_t = 120_000)]
     pub request_timeout_ms: u64,
+    /// No request waits longer, whatever its caller says.
+    #[arg(long, default_value_t = 3_600_000)]
+    pub max_request_timeout_ms: u64,
     /// How long Kafka may take to accept a request before it is refused with 503.
     #[arg(long, default_value_t = 5_000)]
     pub produce_timeout_ms: u64,
     /// Requests that wait for their answers at once; more are refused with 429.
     #[arg(long, default_value_t = 4_096)]
     pub max_in_flight: usize,
+    /// Bytes of all requests that wait, and of answers that are being sent; more are refused with 429. One request alone
+    /// may be larger.
+    #[arg(long, default_value_t = 256 << 20)]
+    pub max_in_flight_bytes: usize,
     /// Bytes of a request's body; larger ones are refused with 413.
     #[arg(long, default_value_t = 1_000 << 20)]
     pub max_body_bytes: usize,
@@ -75,8 +82,8 @@ pub struct Options {
     /// Accepted; one consumer reads for all pipelines.
     #[arg(long, env = "PIPELINEGATEWAY_MAX_NUM_CONSUMERS", default_value_t = 100)]
     pub max_num_consumers: u32,
-    /// This gateway's name among others.
-    #[arg(long, env = "POD_NAME", default_value = "seldon-pipelinegateway")]
+    /// How this gateway is called, unlike all others [default: the host's name and a random number]
+    #[arg(long, env = "POD_NAME", default_value = seldon_telemetry::process_name(), hide_default_value = true)]
     pub pod_name: String,
     /// The address under which Envoy reaches this gateway [default: the address listened on]
     #[arg(long, env = "POD_IP", default_value = "")]
@@ -88,8 +95,10 @@ impl Options {
     pub fn limits(&self) -> Limits {
         Limits {
             request: Duration::from_millis(self.request_timeout_ms),
+            longest: Duration::from_millis(self.max_request_timeout_ms),
             produce: Duration::from_millis(self.produce_timeout_ms),
             in_flight: self.max_in_flight,
+            bytes: self.max_in_flight_bytes,
             body: self.max_body_bytes,
             drain: Duration::from_secs(self.drain_seconds),
         }

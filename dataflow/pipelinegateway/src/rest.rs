@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method as Verb, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use prost::Message as _;
 use seldon_inference::{Wanted, request_from_rest, response_to_rest};
@@ -16,6 +17,7 @@ use crate::{
     gateway::{self, Gateway, Permit},
     headers,
     metrics::Method,
+    room::{Held, Measured, Share},
     target::{Target, Unnamed},
 };
 
@@ -25,6 +27,8 @@ enum Asked<'a> {
     Alive,
     Server,
     Infer(Named<'a>),
+    /// One of the forms that stream.
+    Stream,
     Ready(Named<'a>),
     Metadata(Named<'a>),
 }
@@ -89,6 +93,12 @@ fn asked(path: &str) -> Option<Asked<'_>> {
         ["v2", kind, name] => Asked::Metadata(named(kind, name)?),
         ["v2", _, "", _] => return None,
         ["v2", kind, name, "infer"] => Asked::Infer(named(kind, name)?),
+        [
+            "v2",
+            kind,
+            name,
+            "infer_stream" | "generate" | "generate_stream",
+        ] => named(kind, name).map(|_| Asked::Stream)?,
         ["v2", kind, name, "ready"] => Asked::Ready(named(kind, name)?),
         _ => return None,
     })
@@ -96,9 +106,22 @@ fn asked(path: &str) -> Option<Asked<'_>> {
 
 pub(crate) async fn handle(gateway: &Arc<Gateway>, request: Request<Incoming>) -> Response<Body> {
     let id = gateway::request_id(request.headers());
-    answer(gateway, request, &id)
+    let head = *request.method() == Verb::HEAD;
+    let response = answer(gateway, request, &id)
         .await
-        .unwrap_or_else(|failure| failure.rest(&id))
+        .unwrap_or_else(|failure| failure.rest(&id));
+    if head { bodiless(response) } else { response }
+}
+
+/// Over HTTP/2 nobody else leaves the body of an answer to `HEAD` out.
+fn bodiless(response: Response<Body>) -> Response<Body> {
+    let length = response.body().size_hint().exact();
+    let mut response = response.map(|_| Body::empty());
+    if let Some(length) = length {
+        let fields = response.headers_mut();
+        fields.insert(header::CONTENT_LENGTH, length.into());
+    }
+    response
 }
 
 async fn answer(
@@ -112,6 +135,7 @@ async fn answer(
     let verb = request.method();
     match (&asked, verb) {
         (Asked::Infer(_), &Verb::POST) => {}
+        (Asked::Stream, _) => return Err(Failure::stream(path)),
         (Asked::Infer(_), _) => return Err(Failure::method(path, "POST")),
         (_, &Verb::GET | &Verb::HEAD) => {}
         _ => return Err(Failure::method(path, "GET, HEAD")),
@@ -119,6 +143,7 @@ async fn answer(
     let fields = request.headers();
     match asked {
         Asked::Alive => Ok(empty(id)),
+        Asked::Stream => Err(Failure::stream(path)),
         Asked::Server => Ok(as_json(&server(), id)),
         Asked::Ready(named) => {
             let target = named.pipeline(fields)?;
@@ -151,12 +176,13 @@ async fn infer(
     let mut permit = gateway
         .admit(target, Method::Rest, request.headers())
         .await?;
-    let answered = admitted(gateway, &permit, request, id).await;
+    let share = gateway.room.share();
+    let answered = admitted(gateway, &permit, request, id, &share).await;
     let status = answered
         .as_ref()
         .map_or_else(|failure| failure.status, Response::status);
     permit.exchange.finish(status.as_str());
-    answered
+    answered.map(|response| response.map(|body| Body::new(Held::new(body, share))))
 }
 
 async fn admitted(
@@ -164,6 +190,7 @@ async fn admitted(
     permit: &Permit,
     request: Request<Incoming>,
     id: &HeaderValue,
+    share: &Arc<Share>,
 ) -> Result<Response<Body>, Failure> {
     let (parts, body) = request.into_parts();
     let fields = parts.headers;
@@ -173,15 +200,13 @@ async fn admitted(
             "content-encoding is not supported for pipelines",
         ));
     }
-    let limit = gateway.limits.body;
-    let body = Limited::new(body, limit).collect().await;
-    let body = body.map_err(|cause| match cause.downcast_ref::<LengthLimitError>() {
-        Some(_) => Failure::too_large(limit),
-        None => Failure::invalid(format!("the body was broken off: {cause}")),
-    })?;
     let target = &permit.route.target;
+    let unread = |cause| Failure::unread(Some(target), &cause, &gateway.limits);
+    let body = Measured::new(body, gateway.limits.body, share.clone()).map_err(unread)?;
+    let body = body.collect().await.map_err(unread)?;
     let asked = read(target, &fields, body.to_bytes())?;
     let record = gateway.infer(permit, &fields, id, asked.value).await?;
+    share.turn_into(record.value.as_ref().map_or(0, Bytes::len));
     let mut response = gateway::response(target, &record)?;
     gateway::select(target, &mut response, &asked.outputs)?;
     if response.id.is_empty() {
@@ -236,6 +261,8 @@ fn read(target: &Target, fields: &HeaderMap, body: Bytes) -> Result<Read, Failur
     if matches!(target, Target::Pipeline(_)) {
         // They name what the pipeline gives; its first step may know none of them.
         request.outputs.clear();
+        // Whatever it calls, it is no model.
+        request.model_name.clear();
     }
     Ok(Read {
         value: request.encode_to_vec().into(),
@@ -302,6 +329,9 @@ mod tests {
         assert_eq!(asked("/v2/models/x"), Some(Asked::Metadata(model())));
         let pipeline = Named::Pipeline("x");
         assert_eq!(asked("/v2/pipelines/x/infer"), Some(Asked::Infer(pipeline)));
+        for path in ["/v2/pipelines/x/infer_stream", "/v2/models/x/generate"] {
+            assert_eq!(asked(path), Some(Asked::Stream), "{path}");
+        }
         assert_eq!(asked("/v2/health/live"), Some(Asked::Alive));
         assert_eq!(asked("/ready"), Some(Asked::Alive));
         assert_eq!(asked("/v2"), Some(Asked::Server));

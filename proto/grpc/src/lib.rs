@@ -1,6 +1,10 @@
 //! Clients and servers of the gRPC services. Their messages are in `seldon-proto`.
 #![allow(missing_docs, clippy::all)]
 
+mod plain;
+
+pub use plain::Plain;
+
 macro_rules! service {
     ($($(#[$doc:meta])* $module:ident = $file:literal;)*) => {$(
         $(#[$doc])*
