@@ -2,6 +2,7 @@
 mod counter;
 mod logs;
 mod metrics;
+mod process;
 mod propagation;
 mod spans;
 mod traces;
@@ -10,6 +11,7 @@ mod xid;
 pub use counter::{Count, Plain, Seconds};
 pub use logs::{Level, UnknownLevel};
 pub use metrics::{render, serve};
+pub use process::process_name;
 pub use propagation::{extract, inject};
 pub use spans::RequestSpan;
 pub use traces::{TracingConfig, TracingConfigError};

@@ -37,7 +37,7 @@ pub struct Config {
     pub topics_on_demand: bool,
     /// How many owners a pipeline may have where several are of use (`maxShardCountMultiplier`).
     pub shards: u32,
-    /// Workers beyond these numbers own nothing; 0 means all.
+    /// Workers beyond these numbers, times `shards`, own nothing; 0 means all.
     pub model_gateways_max: u32,
     pub pipeline_gateways_max: u32,
     /// A worker's own limit for an order.
@@ -64,6 +64,14 @@ impl Config {
             pipeline_gateways_max: 0,
             order_timeout: Duration::from_secs(120),
         }
+    }
+
+    pub(crate) fn most_model_gateways(&self) -> u32 {
+        self.model_gateways_max.saturating_mul(self.shards)
+    }
+
+    pub(crate) fn most_pipeline_gateways(&self) -> u32 {
+        self.pipeline_gateways_max.saturating_mul(self.shards)
     }
 
     /// The wait after `failures` failures in a row.

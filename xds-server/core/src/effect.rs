@@ -37,6 +37,8 @@ pub enum Record {
         /// rise was asked for since: it begins when the others are gone.
         versions: Vec<Arc<Pipeline>>,
         deleted: bool,
+        /// Of a life before: engines that are away may run them, and are to end them.
+        former: Vec<Arc<Pipeline>>,
     },
     /// A server's wish for replicas.
     Server {

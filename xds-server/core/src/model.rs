@@ -7,7 +7,6 @@ use seldon_proto::scheduler::{
 
 use crate::{
     Generation, Split,
-    pipeline::ModelTasks,
     replica_state::{ReplicaState, is_loaded, is_loading_or_loaded},
 };
 
@@ -88,8 +87,8 @@ pub(crate) struct Entry {
     pub(crate) unconfirmed: bool,
     /// When a model that is gone is no longer shown.
     pub(crate) gone_at: Option<Duration>,
-    /// Who reads its topics.
-    pub(crate) gateway: ModelTasks,
+    /// Whether the store does not have it any more.
+    pub(crate) forgotten: bool,
 }
 
 impl Replica {
@@ -192,7 +191,7 @@ impl Entry {
             timer: None,
             unconfirmed: false,
             gone_at: None,
-            gateway: ModelTasks::default(),
+            forgotten: false,
         }
     }
 

@@ -354,16 +354,27 @@ fn finish_deletion(entry: &mut Entry, world: &mut World) {
         .iter()
         .any(|version| !version.replicas.is_empty());
     if !entry.deleted || alive || !world.sync.done {
-        return entry.gone_at = None;
+        (entry.gone_at, entry.forgotten) = (None, false);
+        return;
     }
     if entry.gone_at.is_none() {
         entry.gone_at = Some(world.now.monotonic + world.config.keep_terminated);
         entry.changed = true;
-        // Agents that are missing may have it: the store keeps it for as long as it is shown.
-        if !entry.unconfirmed {
-            world.effects.push(Effect::ForgetModel(entry.name.clone()));
-        }
     }
+}
+
+/// Whether the model is gone and need not be known any more. `held`: a model gateway still has to be told something.
+pub(crate) fn forget(entry: &mut Entry, held: bool, world: &mut World) -> bool {
+    let Some(gone) = entry.gone_at.filter(|_| !held) else {
+        return false;
+    };
+    let over = gone <= world.now.monotonic;
+    // Agents that are missing may have it: the store keeps it for as long as it is shown.
+    if !entry.forgotten && (over || !entry.unconfirmed) {
+        entry.forgotten = true;
+        world.effects.push(Effect::ForgetModel(entry.name.clone()));
+    }
+    over
 }
 
 pub(crate) fn refresh_timer(entry: &mut Entry, world: &mut World) {
@@ -375,8 +386,9 @@ pub(crate) fn refresh_timer(entry: &mut Entry, world: &mut World) {
             .filter_map(|replica| replica.deadline)
             .chain(version.retry_at)
     });
-    let gateway = entry.gateway.tasks.next_due();
-    let next = deadlines.chain(entry.gone_at).chain(gateway).min();
+    // One that is held beyond that is looked at when its gateway answers.
+    let gone = entry.gone_at.filter(|gone| *gone > world.now.monotonic);
+    let next = deadlines.chain(gone).min();
     if next == entry.timer {
         return;
     }

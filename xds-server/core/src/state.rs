@@ -16,7 +16,7 @@ use crate::{
     explain,
     model::{Entry, logs_payloads, retries},
     pipeline::{self, Fleets, Pipelines},
-    reconcile::{reconcile, refresh_timer},
+    reconcile::{forget, reconcile, refresh_timer},
     status, step,
     world::{Timer, World},
 };
@@ -222,9 +222,10 @@ impl State {
         all_versions: bool,
         _now: Now,
     ) -> Option<ModelStatusResponse> {
-        self.models
-            .get(name)
-            .map(|entry| status::model_status(entry, all_versions, &self.world))
+        self.models.get(name).map(|entry| {
+            let gateway = self.pipelines.readers.shown(entry);
+            status::model_status(entry, all_versions, gateway, &self.world)
+        })
     }
 
     pub fn server_status(&self, name: &str) -> Option<ServerStatusResponse> {
@@ -253,7 +254,13 @@ impl State {
     pub fn explain_pipeline(&self, name: &str) -> Option<PipelineExplanation> {
         let entry = self.pipelines.entries.get(name)?;
         let route = self.route_of_pipeline(entry);
-        Some(pipeline::explain(entry, route, &self.models, &self.fleets))
+        let (models, readers) = (&self.models, &self.pipelines.readers);
+        Some(pipeline::explain(
+            entry,
+            route,
+            (models, readers),
+            &self.fleets,
+        ))
     }
 
     /// Why a model is, or is not, served where it is.
@@ -264,6 +271,14 @@ impl State {
 
     pub(crate) fn touch_all(&mut self) {
         self.world.dirty.extend(self.models.keys().cloned());
+    }
+
+    /// All models whose topics are read, or are to be.
+    pub(crate) fn touch_readers(&mut self) {
+        self.touch_all();
+        let pipelines = &self.pipelines;
+        let others = pipelines.users.keys().chain(pipelines.readers.names());
+        self.world.dirty.extend(others.cloned());
     }
 
     fn fire_timers(&mut self) {
@@ -286,6 +301,12 @@ impl State {
                         entry.timer = None;
                     }
                     self.pipelines.dirty.insert(name);
+                }
+                Timer::Reader(name) => {
+                    if let Some(reader) = self.pipelines.readers.get_mut(&name) {
+                        reader.fired();
+                    }
+                    self.world.dirty.insert(name);
                 }
                 Timer::Worker(worker, name) => step::worker_due(self, worker, &name),
                 Timer::Workers => step::workers_due(self),
@@ -333,28 +354,24 @@ impl State {
 
     fn reconcile_dirty(&mut self) {
         while let Some(name) = self.world.dirty.pop_first() {
+            let (pipelines, fleets, world) =
+                (&mut self.pipelines, &mut self.fleets, &mut self.world);
+            pipelines.touch_model(&name);
             let Some(entry) = self.models.get_mut(&name) else {
+                pipeline::settle_reader(&name, None, pipelines, fleets, world);
                 continue;
             };
             self.experiments.touch(&name);
-            self.pipelines.touch_model(&name);
-            reconcile(entry, &mut self.world);
-            let used = self.pipelines.users.contains_key(&name);
-            pipeline::settle_model(entry, used, &mut self.fleets, &mut self.world);
-            refresh_timer(entry, &mut self.world);
-            step::advance_drains(entry, &mut self.world);
-            let over = entry
-                .gone_at
-                .is_some_and(|gone| gone <= self.world.now.monotonic);
+            reconcile(entry, world);
+            let held = pipeline::settle_reader(&name, Some(entry), pipelines, fleets, world);
+            let over = forget(entry, held, world);
+            refresh_timer(entry, world);
+            step::advance_drains(entry, world);
             if over {
                 let timer = (entry.timer.unwrap_or_default(), Timer::Model(name.clone()));
-                self.world.timers.remove(&timer);
-                let unconfirmed = entry.unconfirmed;
-                pipeline::forget_model(entry, &mut self.fleets);
+                world.timers.remove(&timer);
+                pipelines.readers.forget(&name);
                 self.models.remove(&name);
-                if unconfirmed {
-                    self.world.effects.push(Effect::ForgetModel(name));
-                }
             }
         }
     }

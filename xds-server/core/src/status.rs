@@ -119,10 +119,12 @@ pub(crate) fn timestamp(wall: Duration) -> Option<Timestamp> {
     Some(Timestamp { seconds, nanos })
 }
 
-/// The documented status of a model: its latest version, or (`all_versions`) each that is still somewhere.
+/// The documented status of a model: its latest version, or (`all_versions`) each that is still somewhere. `gateway`: the
+/// state of its topics' reader, with the reason.
 pub(crate) fn model_status(
     entry: &Entry,
     all_versions: bool,
+    gateway: (ModelState, &str),
     world: &World,
 ) -> ModelStatusResponse {
     let latest = entry.latest_position();
@@ -131,7 +133,7 @@ pub(crate) fn model_status(
     ModelStatusResponse {
         model_name: entry.name.to_string(),
         versions: chosen
-            .map(|(at, version)| version_status(entry, version, at == latest, world))
+            .map(|(at, version)| version_status(entry, version, at == latest, gateway, world))
             .collect(),
         deleted: entry.deleted,
         ..ModelStatusResponse::default()
@@ -142,6 +144,7 @@ fn version_status(
     entry: &Entry,
     version: &Version,
     latest: bool,
+    gateway: (ModelState, &str),
     world: &World,
 ) -> ModelVersionStatus {
     let available_replicas = available_count(version, world);
@@ -170,8 +173,8 @@ fn version_status(
             available_replicas,
             unavailable_replicas,
             last_change_timestamp: timestamp(entry.since),
-            model_gw_state: entry.gateway.state.into(),
-            model_gw_reason: entry.gateway.reason.clone(),
+            model_gw_state: gateway.0.into(),
+            model_gw_reason: gateway.1.to_owned(),
         }),
         model_defn: Some(definition(&version.spec)),
     }

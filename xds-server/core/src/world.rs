@@ -25,6 +25,8 @@ pub(crate) enum Timer {
     Model(Arc<str>),
     Experiment(Arc<str>),
     Pipeline(Arc<str>),
+    /// A model's topics.
+    Reader(Arc<str>),
     /// A worker that is lost.
     Worker(Worker, Arc<str>),
     /// After a restart, workers were waited for long enough.

@@ -89,6 +89,24 @@ pub struct Flags {
     /// File with the settings of Kafka, of which `topicPrefix` and `consumerGroupIdPrefix` count.
     #[arg(long, value_name = "PATH", default_value = "/mnt/config/kafka.json")]
     pub kafka_config_path: String,
+    /// Most model gateways that read models, times `maxShardCountMultiplier`; 0 or less: 100.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "MODELGATEWAY_MAX_NUM_CONSUMERS",
+        default_value_t = MOST_GATEWAYS,
+        allow_negative_numbers = true
+    )]
+    pub modelgateway_max_num_consumers: i64,
+    /// Most pipeline gateways that serve pipelines, times `maxShardCountMultiplier`; 0 or less: 100.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "PIPELINEGATEWAY_MAX_NUM_CONSUMERS",
+        default_value_t = MOST_GATEWAYS,
+        allow_negative_numbers = true
+    )]
+    pub pipelinegateway_max_num_consumers: i64,
     /// Make topics only for models that a pipeline uses or that have dataflow settings, not for every model.
     #[arg(long, value_name = "BOOL", env = "SELDON_TOPICS_ON_DEMAND", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub topics_on_demand: bool,
@@ -133,6 +151,14 @@ pub struct Unused {
     pub max_retry_failed_pipelines: u32,
 }
 
+const MOST_GATEWAYS: i64 = 100;
+
+/// As documented: what is no number of gateways means the default.
+fn most(wanted: i64) -> u32 {
+    let wanted = if wanted <= 0 { MOST_GATEWAYS } else { wanted };
+    u32::try_from(wanted).unwrap_or(u32::MAX)
+}
+
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 impl Flags {
@@ -152,6 +178,14 @@ impl Flags {
 
     pub fn ready_timeout(&self) -> Duration {
         Duration::from_secs(self.scheduler_ready_timeout_seconds)
+    }
+
+    pub fn most_model_gateways(&self) -> u32 {
+        most(self.modelgateway_max_num_consumers)
+    }
+
+    pub fn most_pipeline_gateways(&self) -> u32 {
+        most(self.pipelinegateway_max_num_consumers)
     }
 
     /// `None` where nothing is to be kept.
@@ -200,5 +234,19 @@ mod tests {
         assert!(plain.allow_plaintxt && plain.enable_envoy_accesslog);
         assert_eq!((plain.envoy_port, plain.agent_port), (9002, 9005));
         assert!(!parse(&["--allow-plaintxt=false"]).allow_plaintxt);
+    }
+
+    #[test]
+    fn no_number_of_gateways_is_the_documented_default() {
+        let of = |text: &str| {
+            let flag = format!("--modelgateway-max-num-consumers={text}");
+            parse(&[&flag, "--pipelinegateway-max-num-consumers=7"])
+        };
+        assert_eq!(of("3").most_model_gateways(), 3);
+        assert_eq!(of("0").most_model_gateways(), 100);
+        assert_eq!(of("-2").most_model_gateways(), 100);
+        assert_eq!(of("3").most_pipeline_gateways(), 7);
+        let wrong = ["seldon-scheduler", "--modelgateway-max-num-consumers=many"];
+        assert!(Flags::try_parse_from(wrong).is_err());
     }
 }

@@ -99,6 +99,8 @@ fn rules(flags: &Flags) -> anyhow::Result<Config> {
     });
     config.names = kafka::names(&flags.kafka_config_path, &namespace)?;
     config.topics_on_demand = flags.topics_on_demand;
+    config.model_gateways_max = flags.most_model_gateways();
+    config.pipeline_gateways_max = flags.most_pipeline_gateways();
     Ok(config)
 }
 

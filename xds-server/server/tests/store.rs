@@ -80,6 +80,7 @@ fn pipeline(name: &str) -> Record {
         name: name.into(),
         versions: vec![version(1), version(2)],
         deleted: false,
+        former: vec![version(9)],
     }
 }
 
@@ -163,7 +164,7 @@ fn child_that_writes_until_it_is_killed() {
             outcome.unwrap();
             let _ = sender.send(name);
         };
-        committer.submit(writes, vec![Box::new(tell)]);
+        committer.submit(writes, vec![Box::new(tell)], vec![]);
         for name in told.try_iter() {
             println!("durable {name}");
             std::io::stdout().flush().unwrap();

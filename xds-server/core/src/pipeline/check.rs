@@ -8,6 +8,8 @@ use crate::model::is_name;
 
 const MOST_BATCH: u32 = 65_536;
 const LONGEST_WINDOW_MS: u32 = 3_600_000;
+/// A join's sides are kept in memory for as long.
+const LONGEST_JOIN_MS: u32 = 86_400_000;
 
 /// What is wrong with a pipeline taken by itself, each with the way out.
 pub(crate) fn mistakes(spec: &Pipeline) -> Vec<String> {
@@ -124,6 +126,7 @@ impl Context<'_> {
         if let Some(batch) = &step.batch {
             check_batch(name, batch, found);
         }
+        check_join(&format!("step {name}"), step.join_window_ms, found);
     }
 
     /// The references of a step that can be read and lead somewhere.
@@ -189,6 +192,7 @@ impl Context<'_> {
                 "input has {both} in externalInputs and in externalTriggers: an input triggers by itself, take the trigger out"
             ));
         }
+        check_join("input", input.join_window_ms, found);
         let complete = inputs.len() == input.external_inputs.len();
         let map = input.tensor_map.iter();
         let map = map.map(|(key, tensor)| (key.as_str(), tensor.as_str()));
@@ -246,6 +250,7 @@ impl Context<'_> {
                 },
             }
         }
+        check_join("output", Some(output.join_window_ms), found);
         let complete = known.len() == output.steps.len();
         let map = output.tensor_map.iter();
         let map = map.map(|(key, tensor)| (key.as_str(), tensor.as_str()));
@@ -302,6 +307,14 @@ fn check_batch(step: &str, batch: &Batch, found: &mut Vec<String>) {
     if window.is_some_and(|window| !(1..=LONGEST_WINDOW_MS).contains(&window)) {
         found.push(format!(
             "step {step}: batch.windowMs must be 1 to {LONGEST_WINDOW_MS}, or left out"
+        ));
+    }
+}
+
+fn check_join(place: &str, window: Option<u32>, found: &mut Vec<String>) {
+    if window.is_some_and(|window| window > LONGEST_JOIN_MS) {
+        found.push(format!(
+            "{place}: joinWindowMs must be at most {LONGEST_JOIN_MS}, a day: give less, or leave it out for a minute"
         ));
     }
 }

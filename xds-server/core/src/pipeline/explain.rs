@@ -1,13 +1,13 @@
 //! Why a pipeline is, or is not, ready: what `seldon explain pipeline` shows.
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     Entry,
     fleet::Fleets,
-    status::model_fault,
+    status::{Models, model_fault},
     task::{Doing, Phase, Task, Tasks},
 };
-use crate::{Generation, Route, Worker, model};
+use crate::{Generation, Route, Worker};
 
 /// A pipeline with what it consists of and waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct WorkerVerdict {
 pub(crate) fn explain(
     entry: &Entry,
     route: Option<Route>,
-    models: &BTreeMap<Arc<str>, model::Entry>,
+    models: Models<'_>,
     fleets: &Fleets,
 ) -> PipelineExplanation {
     let latest = entry.latest();
@@ -67,9 +67,9 @@ pub(crate) fn explain(
         .steps
         .iter()
         .map(|step| {
-            let known = models.get(step.name.as_str());
-            let gateway = known.and_then(|model| {
-                let mut tasks = model.gateway.tasks.0.iter();
+            let known = models.0.get(step.name.as_str());
+            let gateway = models.1.get(&step.name).and_then(|reader| {
+                let mut tasks = reader.tasks.0.iter();
                 let owner = tasks.find(|(_, task)| task.is_create())?;
                 Some(owner.0.clone())
             });
@@ -87,7 +87,7 @@ pub(crate) fn explain(
         .collect();
     steps.sort_by(|one, other| one.step.cmp(&other.step));
     let mut workers = Vec::new();
-    for version in &entry.versions {
+    for version in entry.all_versions() {
         workers.extend(verdicts(Worker::Engine, &version.engines, fleets));
     }
     workers.extend(verdicts(Worker::PipelineGateway, &entry.gateways, fleets));

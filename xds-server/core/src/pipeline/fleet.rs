@@ -14,9 +14,13 @@ pub(crate) struct Member {
     pub(crate) index: u32,
     pub(crate) stream: Option<StreamId>,
     pub(crate) lost_at: Option<Duration>,
+    /// It said that it goes and has nothing any more: nobody waits for it.
+    pub(crate) left: bool,
     pub(crate) endpoint: Option<Endpoint>,
     /// Pipelines or models that it has, may have or is to have.
     pub(crate) objects: BTreeSet<Arc<str>>,
+    /// It came when it could have anything from before a restart of the scheduler.
+    pub(crate) doubtful: bool,
 }
 
 /// All workers of one kind.
@@ -52,8 +56,8 @@ impl Member {
     /// Connected, or lost for so short a time that it keeps what it owns.
     pub(crate) fn present(&self, world: &World) -> bool {
         let patience = world.config.replace_after;
-        self.lost_at
-            .is_none_or(|lost| world.now.monotonic < lost + patience)
+        let lost = |lost| world.now.monotonic >= lost + patience;
+        !self.left && !self.lost_at.is_some_and(lost)
     }
 
     /// Lost for so long that it is not expected any more.
@@ -105,13 +109,15 @@ impl Fleet {
         scored.into_iter().map(|(_, name)| name.clone()).collect()
     }
 
-    /// The ordinal in the name, as stateful sets give it, where it is free; else the lowest that is.
+    /// The ordinal in the name, as stateful sets give it, where it is free; else one that follows from the name alone, so
+    /// that it is the same after a restart, in whatever order gateways come back: Envoys' clusters are called by it.
     pub(crate) fn free_index(&self, name: &str) -> u32 {
         let taken: BTreeSet<u32> = self.members.values().map(|member| member.index).collect();
         let ordinal = name.rsplit('-').next().and_then(|last| last.parse().ok());
-        let ordinal = ordinal.filter(|ordinal| *ordinal < 1_000 && !taken.contains(ordinal));
+        let ordinal = ordinal.filter(|ordinal| *ordinal < ORDINALS && !taken.contains(ordinal));
+        let own = u32::try_from(score("", name) % (1 << 30)).unwrap_or(0);
         ordinal
-            .or_else(|| (0..).find(|index| !taken.contains(index)))
+            .or_else(|| (ORDINALS + own..).find(|index| !taken.contains(index)))
             .unwrap_or(u32::MAX)
     }
 }
@@ -205,6 +211,9 @@ fn score(key: &str, member: &str) -> u64 {
     hash ^ (hash >> 31)
 }
 
+/// Indexes below are ordinals of names.
+const ORDINALS: u32 = 1_000;
+
 /// A number that Envoys cannot have taken yet.
 pub(crate) const NEVER: Generation = Generation::MAX;
 
@@ -223,8 +232,10 @@ mod tests {
             index,
             stream: Some(1),
             lost_at: None,
+            left: false,
             endpoint: None,
             objects: BTreeSet::new(),
+            doubtful: false,
         };
         let mut fleet = Fleet::default();
         for index in 0..4 {
@@ -247,5 +258,37 @@ mod tests {
         }
         assert!((120..280).contains(&moved), "{moved} of 1000 moved");
         assert_eq!(fleet.owners("p", 2, 1, &world).len(), 1);
+    }
+
+    #[test]
+    fn an_index_follows_from_the_name_in_whatever_order_gateways_come() {
+        let indexes = |names: [&str; 4]| {
+            let mut fleet = Fleet::default();
+            for name in names {
+                let index = fleet.free_index(name);
+                let member = Member {
+                    index,
+                    stream: Some(1),
+                    lost_at: None,
+                    endpoint: None,
+                    objects: BTreeSet::new(),
+                    left: false,
+                    doubtful: false,
+                };
+                fleet.members.insert(name.into(), member);
+            }
+            let members = fleet.members.into_iter();
+            let all: Vec<(Arc<str>, u32)> = members.map(|(name, one)| (name, one.index)).collect();
+            all
+        };
+        let first = indexes(["host-a1", "host-b2", "pg-3", "host-c3"]);
+        assert_eq!(first, indexes(["host-c3", "pg-3", "host-b2", "host-a1"]));
+        assert!(
+            first
+                .iter()
+                .any(|(name, index)| &**name == "pg-3" && *index == 3)
+        );
+        let different: BTreeSet<u32> = first.iter().map(|(_, index)| *index).collect();
+        assert_eq!(different.len(), 4);
     }
 }

@@ -47,6 +47,14 @@ pub(crate) fn delete(spec: &Pipeline, names: &Names, clean: bool) -> PipelineUpd
     }
 }
 
+/// The order to let a version go at once: another engine goes on with it. Answered as an order to stop it.
+pub(crate) fn hand_over(spec: &Pipeline, names: &Names) -> PipelineUpdateMessage {
+    PipelineUpdateMessage {
+        op: PipelineOperation::Rebalance.into(),
+        ..about(spec, names)
+    }
+}
+
 fn about(spec: &Pipeline, names: &Names) -> PipelineUpdateMessage {
     PipelineUpdateMessage {
         pipeline: spec.name.clone(),

@@ -3,7 +3,7 @@ mod check;
 mod explain;
 mod fleet;
 mod message;
-mod models;
+mod readers;
 mod reconcile;
 mod refs;
 mod route;
@@ -23,7 +23,7 @@ pub use explain::{PipelineExplanation, StepVerdict, WorkerVerdict};
 pub(crate) use check::{cycle_across, externals, mistakes, refusal};
 pub(crate) use explain::explain;
 pub(crate) use fleet::{Fleets, Member};
-pub(crate) use models::{ModelTasks, forget_model, settle_model};
+pub(crate) use readers::{Readers, settle_reader};
 pub(crate) use reconcile::{reconcile, record};
 pub(crate) use refs::in_full;
 pub(crate) use status::pipeline_status;
@@ -67,6 +67,8 @@ pub(crate) struct Entry {
     pub(crate) endpoint: Arc<str>,
     /// By number; at least one.
     pub(crate) versions: Vec<Version>,
+    /// Of a life before, with other numbers than those: engines that are away may run them. They are to end.
+    pub(crate) strays: Vec<Version>,
     pub(crate) deleted: bool,
     /// What is to begin when the deleted one has ended.
     pub(crate) next: Option<Arc<Pipeline>>,
@@ -83,12 +85,18 @@ pub(crate) struct Entry {
     pub(crate) handover: Option<Duration>,
     /// Whom that wait is for.
     pub(crate) heir: Option<Arc<str>>,
+    /// Until when an engine does not begin because its models' topics are not read yet.
+    pub(crate) begin_by: Option<Duration>,
+    /// Its topics went with it.
+    pub(crate) cleaned: bool,
     /// Read back from the store: workers may have it.
     pub(crate) restored: bool,
     /// A worker that went away may still have it.
     pub(crate) unconfirmed: bool,
     /// When one that has ended is no longer shown.
     pub(crate) gone_at: Option<Duration>,
+    /// Whether the store does not have it any more.
+    pub(crate) forgotten: bool,
     /// Workers that have something to do with it, as they know.
     pub(crate) on: BTreeSet<(Worker, Arc<str>)>,
     /// Models of its steps, as they are indexed.
@@ -102,6 +110,10 @@ pub(crate) struct Pipelines {
     pub(crate) entries: BTreeMap<Arc<str>, Entry>,
     /// Pipelines that have a model as a step.
     pub(crate) users: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Who reads models' topics.
+    pub(crate) readers: Readers,
+    /// Those that have ended and are in the store until their models' topics are not read any more.
+    pub(crate) ended: BTreeSet<Arc<str>>,
     /// To be looked at in the step at hand.
     pub(crate) dirty: BTreeSet<Arc<str>>,
     /// Those that wait for Envoys to have taken, or left, a generation.
@@ -148,6 +160,7 @@ impl Entry {
             name: spec.name.as_str().into(),
             endpoint: endpoint(&spec.name),
             versions: vec![Version::new(spec)],
+            strays: Vec::new(),
             deleted: false,
             next: None,
             gateways: Tasks::default(),
@@ -157,9 +170,12 @@ impl Entry {
             rejected: None,
             handover: None,
             heir: None,
+            begin_by: None,
+            cleaned: false,
             restored: false,
             unconfirmed: false,
             gone_at: None,
+            forgotten: false,
             on: BTreeSet::new(),
             uses: BTreeSet::new(),
             timer: None,
@@ -182,11 +198,36 @@ impl Entry {
         self.deleted && self.next.is_none()
     }
 
-    pub(crate) fn clean_topics(&self) -> bool {
-        let spec = &self.latest().spec;
-        spec.dataflow_spec
-            .as_ref()
-            .is_some_and(|dataflow| dataflow.clean_topics_on_delete)
+    /// Whether its topics are yet to go with it. Asked for again meanwhile, it keeps them.
+    pub(crate) fn cleans(&self) -> bool {
+        let dataflow = self.latest().spec.dataflow_spec;
+        let asked = dataflow.is_some_and(|dataflow| dataflow.clean_topics_on_delete);
+        self.ending() && asked && !self.cleaned
+    }
+
+    /// All versions that engines may have.
+    pub(crate) fn all_versions(&self) -> impl Iterator<Item = &Version> {
+        self.strays.iter().chain(&self.versions)
+    }
+
+    pub(crate) fn all_versions_mut(&mut self) -> impl Iterator<Item = &mut Version> {
+        self.strays.iter_mut().chain(&mut self.versions)
+    }
+
+    /// Adds a version. What engines may have of that number from a life before is to become it, or to end, there.
+    pub(crate) fn add(&mut self, mut version: Version) {
+        let number = version.number();
+        let stray = self
+            .strays
+            .iter()
+            .position(|stray| stray.number() == number);
+        if let Some(at) = stray {
+            for (name, mut task) in self.strays.remove(at).engines.0 {
+                task.want(Doing::Perhaps, number);
+                version.engines.0.insert(name, task);
+            }
+        }
+        self.versions.push(version);
     }
 }
 
@@ -199,6 +240,11 @@ impl Pipelines {
 
     pub(crate) fn touch_all(&mut self) {
         self.dirty.extend(self.entries.keys().cloned());
+    }
+
+    /// A model's topics are read no more: pipelines that were remembered for that may be forgotten.
+    pub(crate) fn touch_ended(&mut self) {
+        self.dirty.extend(self.ended.iter().cloned());
     }
 
     /// Something about a model changed.

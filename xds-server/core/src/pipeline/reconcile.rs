@@ -47,10 +47,16 @@ pub(crate) fn reconcile(
         want_gateways(entry, &owners);
     }
     publish(entry, &owners, fleets, world);
+    // Before engines begin: whether models' topics are read is looked at by then.
+    for model in pipelines.index(entry) {
+        world.touch(&model);
+    }
     if open {
-        cut_over(entry, &owners);
+        cut_over(entry, &owners, fleets);
         release_gateways(entry, &owners, world);
-        place_engine(entry, fleets, world);
+        place_engine(entry, pipelines, fleets, world);
+        clean(entry, fleets, world);
+        forget_strays(entry, fleets, world);
     }
     send(entry, fleets, world);
     if open {
@@ -61,14 +67,15 @@ pub(crate) fn reconcile(
     }
     note_workers(entry, fleets);
     await_envoys(entry, pipelines, world);
-    if refresh(entry, &owners, fleets, models, world) {
+    if refresh(entry, &owners, fleets, (models, &pipelines.readers), world) {
         let changed = Effect::PipelineChanged(entry.name.clone());
         world.effects.push(changed);
     }
     for model in pipelines.index(entry) {
         world.touch(&model);
     }
-    set_timer(entry, world);
+    forget(entry, pipelines, models, world);
+    set_timer(entry, fleets, world);
 }
 
 /// What the store keeps of a pipeline.
@@ -76,7 +83,8 @@ pub(crate) fn record(entry: &Entry) -> Record {
     let living = entry.versions.iter();
     // Of one that is gone, workers that are away may have any.
     let living = living.filter(|version| entry.deleted || version.ended.is_none());
-    let mut versions: Vec<_> = living.map(|version| version.spec.clone()).collect();
+    let specs = |version: &Version| version.spec.clone();
+    let mut versions: Vec<_> = living.map(specs).collect();
     if versions.is_empty() {
         versions.push(entry.latest().spec.clone());
     }
@@ -85,13 +93,14 @@ pub(crate) fn record(entry: &Entry) -> Record {
         name: entry.name.clone(),
         versions,
         deleted: entry.deleted,
+        former: entry.strays.iter().map(specs).collect(),
     }
 }
 
 fn gateway_owners(entry: &Entry, fleets: &Fleets, world: &World) -> Vec<Arc<str>> {
     let config = &world.config;
     let count = FEWEST_GATEWAYS.max(config.shards as usize);
-    let most = config.pipeline_gateways_max;
+    let most = config.most_pipeline_gateways();
     let fleet = &fleets.pipeline_gateways;
     fleet.owners(&entry.name, count, most, world)
 }
@@ -101,7 +110,7 @@ type Workers = BTreeSet<(Worker, Arc<str>)>;
 fn workers(entry: &Entry) -> Workers {
     let gateways = entry.gateways.0.keys();
     let gateways = gateways.map(|name| (Worker::PipelineGateway, name.clone()));
-    let engines = entry.versions.iter();
+    let engines = entry.all_versions();
     let engines = engines.flat_map(|version| version.engines.0.keys());
     let engines = engines.map(|name| (Worker::Engine, name.clone()));
     gateways.chain(engines).collect()
@@ -120,7 +129,7 @@ fn note_workers(entry: &mut Entry, fleets: &mut Fleets) {
 
 /// Workers that were away for too long have nothing any more, unless requests can go nowhere else.
 fn drop_expired(entry: &mut Entry, fleets: &Fleets, world: &World) {
-    for version in &mut entry.versions {
+    for version in entry.all_versions_mut() {
         version.engines.0.retain(|name, _| {
             let member = fleets.engines.get(name);
             member.is_some_and(|member| !member.expired(world))
@@ -156,15 +165,21 @@ fn release_gateways(entry: &mut Entry, owners: &[Arc<str>], world: &World) {
     }
 }
 
-/// The newest version runs everywhere: those before it end.
-fn cut_over(entry: &mut Entry, owners: &[Arc<str>]) {
+/// The newest version runs everywhere: those before it end. Each gateway that can be asked has it first, so that none lets
+/// requests into a version that ends.
+fn cut_over(entry: &mut Entry, owners: &[Arc<str>], fleets: &Fleets) {
     let latest = entry.latest();
     let number = latest.number();
     let ready = |name: &Arc<str>| {
         let task = entry.gateways.0.get(name);
         task.is_some_and(|task| task.ready() && task.version == number)
     };
-    let answers = owners.is_empty() || (entry.taken && owners.iter().any(ready));
+    let behind = |name: &&Arc<str>| {
+        let failed = entry.gateways.0.get(*name).is_some_and(Task::failed);
+        fleets.pipeline_gateways.connected(name) && !ready(name) && !failed
+    };
+    let all = owners.iter().any(ready) && !owners.iter().any(|name| behind(&name));
+    let answers = owners.is_empty() || (entry.taken && all);
     if entry.deleted || !latest.engine_ready() || !answers {
         return;
     }
@@ -183,14 +198,21 @@ fn gateways_done(entry: &Entry, fleets: &Fleets, world: &World) -> bool {
 }
 
 /// Chooses the engine, and has former ones let go before it begins.
-fn place_engine(entry: &mut Entry, fleets: &Fleets, world: &World) {
+fn place_engine(entry: &mut Entry, pipelines: &Pipelines, fleets: &Fleets, world: &World) {
     let engines = &fleets.engines;
     let owner = engines.owners(&entry.name, 1, 0, world).pop();
     let done = entry.deleted && gateways_done(entry, fleets, world);
-    let clean = entry.deleted && entry.clean_topics();
-    let newest = entry.versions.len() - 1;
+    let tasks: usize = entry.all_versions().map(|one| one.engines.0.len()).sum();
+    // Topics go last: with the order to the last, or by one of their own.
+    let last = entry.cleans() && tasks == 1;
     let mut outstanding = false;
-    for (at, version) in entry.versions.iter_mut().enumerate() {
+    for stray in &mut entry.strays {
+        let number = stray.number();
+        for task in stray.engines.0.values_mut() {
+            task.want(Doing::Delete { keep_topics: true }, number);
+        }
+    }
+    for version in &mut entry.versions {
         let (lives, number) = (version.lives(), version.number());
         for (name, task) in &mut version.engines.0 {
             if lives && !entry.deleted && owner.as_ref() == Some(name) {
@@ -199,8 +221,9 @@ fn place_engine(entry: &mut Entry, fleets: &Fleets, world: &World) {
             if lives && entry.deleted && !done {
                 continue;
             }
-            let keep_topics = !(clean && at == newest);
-            task.want(Doing::Delete { keep_topics }, number);
+            if !task.is_delete() {
+                task.want(Doing::Delete { keep_topics: !last }, number);
+            }
             let given_up = task.failures >= world.config.retry_limit;
             outstanding |= lives && !given_up && engines.connected(name);
         }
@@ -219,9 +242,24 @@ fn place_engine(entry: &mut Entry, fleets: &Fleets, world: &World) {
         entry.heir = None;
     }
     let Some(owner) = owner.filter(|_| !blocked && !entry.deleted) else {
+        entry.begin_by = None;
         return;
     };
+    let readers = &pipelines.readers;
+    let awaited = |version: &Version| {
+        // One that ran had its topics read; and nobody is waited for for ever.
+        let awaits = !version.was_ready && version.engines.0.get(&owner).is_none_or(not_begun);
+        awaits && !readers.awaited(&version.spec, fleets).is_empty()
+    };
+    let now = world.now.monotonic;
+    let waits = entry.versions.iter().any(|one| one.lives() && awaited(one));
+    let wait = world.config.replace_after * HANDOVER;
+    entry.begin_by = waits.then(|| entry.begin_by.unwrap_or(now + wait));
+    let waiting = entry.begin_by.is_some_and(|until| now < until);
     for version in entry.versions.iter_mut().filter(|version| version.lives()) {
+        if waiting && awaited(version) {
+            continue;
+        }
         let number = version.number();
         let task = version.engines.0.entry(owner.clone());
         task.or_insert_with(|| Task::new(Doing::Create, number))
@@ -229,15 +267,52 @@ fn place_engine(entry: &mut Entry, fleets: &Fleets, world: &World) {
     }
 }
 
-/// Sends orders that are due.
+fn not_begun(task: &Task) -> bool {
+    !task.is_create()
+}
+
+/// Has the topics of a pipeline that has ended deleted, by whichever engine is there.
+fn clean(entry: &mut Entry, fleets: &Fleets, world: &World) {
+    if !entry.cleans() || !over(entry, fleets, world) {
+        return;
+    }
+    let engines = &fleets.engines;
+    let Some(owner) = engines.owners(&entry.name, 1, 0, world).pop() else {
+        return;
+    };
+    let doing = Doing::Delete { keep_topics: false };
+    if let Some(version) = entry.versions.last_mut() {
+        let number = version.number();
+        let task = version.engines.0.entry(owner);
+        task.or_insert_with(|| Task::new(doing, number))
+            .want(doing, number);
+    }
+}
+
+/// Engines that may have a version of a life before are told until they say that they have not.
+fn forget_strays(entry: &mut Entry, fleets: &Fleets, world: &mut World) {
+    let before = entry.strays.len();
+    let unknown = entry.restored && fleets.in_doubt(world);
+    entry
+        .strays
+        .retain(|stray| unknown || !stray.engines.is_empty());
+    if entry.strays.len() < before {
+        world.effects.push(Effect::Persist(record(entry)));
+    }
+}
+
+/// Sends orders that are due; to those who may have versions of a life before, first of these.
 fn send(entry: &mut Entry, fleets: &mut Fleets, world: &mut World) {
     let names = world.config.names.clone();
-    for version in &mut entry.versions {
+    let deleted = entry.deleted;
+    for version in entry.all_versions_mut() {
         let spec = version.spec.clone();
+        let moves = version.lives() && !deleted;
         version
             .engines
             .send(Worker::Engine, fleets, world, |name, task| {
                 let mut message = match task.doing {
+                    Doing::Delete { .. } if moves => message::hand_over(&spec, &names),
                     Doing::Delete { keep_topics } => message::delete(&spec, &names, !keep_topics),
                     _ => message::create(&spec, &names),
                 };
@@ -304,14 +379,19 @@ fn end_versions(entry: &mut Entry, fleets: &Fleets, world: &mut World) {
     });
 }
 
-/// A deleted pipeline is gone when nobody has it; what was asked for since begins then (true).
-fn end(entry: &mut Entry, fleets: &Fleets, world: &mut World) -> bool {
+/// Whether nobody who is there has a deleted pipeline any more.
+fn over(entry: &Entry, fleets: &Fleets, world: &World) -> bool {
     if !entry.deleted || !entry.splits.is_empty() || !gateways_done(entry, fleets, world) {
         return false;
     }
     let patient = entry.next.is_none();
-    let mut versions = entry.versions.iter();
-    if versions.any(|version| engine_busy(version, fleets, world, patient)) {
+    let mut versions = entry.all_versions();
+    !versions.any(|version| engine_busy(version, fleets, world, patient))
+}
+
+/// A deleted pipeline is gone when nobody has it; what was asked for since begins then (true).
+fn end(entry: &mut Entry, fleets: &Fleets, world: &mut World) -> bool {
+    if !over(entry, fleets, world) {
         return false;
     }
     if let Some(next) = entry.next.take() {
@@ -321,41 +401,75 @@ fn end(entry: &mut Entry, fleets: &Fleets, world: &mut World) -> bool {
         (entry.uses, entry.timer, entry.on) = (former.uses, former.timer, former.on);
         // Workers that are away are told when they come back.
         entry.gateways = former.gateways;
-        let stale = former
-            .versions
-            .into_iter()
-            .flat_map(|version| version.engines.0);
+        entry.strays = former.strays;
+        entry.strays.extend(former.versions);
+        entry
+            .strays
+            .iter_mut()
+            .for_each(|stray| stray.leaving = true);
+        let next = entry.versions.remove(0);
+        entry.add(next);
+        forget_strays(entry, fleets, world);
         world.effects.push(Effect::Persist(record(entry)));
-        let number = entry.latest().number();
-        for (name, mut task) in stale {
-            task.want(Doing::Perhaps, number);
-            entry.versions[0].engines.0.insert(name, task);
-        }
         return true;
     }
     if entry.gone_at.is_none() {
         let now = world.now.monotonic;
         entry.gone_at = Some(now + world.config.keep_terminated);
-        entry.unconfirmed |= !workers(entry).is_empty();
+        entry.unconfirmed |= !workers(entry).is_empty() || entry.cleans();
         for version in &mut entry.versions {
             version.ended.get_or_insert(now);
-        }
-        if !entry.unconfirmed {
-            let forget = Effect::ForgetPipeline(entry.name.clone());
-            world.effects.push(forget);
         }
     }
     false
 }
 
-fn set_timer(entry: &mut Entry, world: &mut World) {
+/// The store forgets a pipeline that has ended once nobody may have anything of it: no worker, and no model gateway the
+/// topics of a model that nothing else tells of.
+fn forget(
+    entry: &mut Entry,
+    pipelines: &mut Pipelines,
+    models: &BTreeMap<Arc<str>, model::Entry>,
+    world: &mut World,
+) {
+    // Workers that are away may have it: the store keeps it for as long as it is shown.
+    if entry.gone_at.is_none() || entry.forgotten || entry.unconfirmed {
+        pipelines.ended.remove(&entry.name);
+        return;
+    }
+    let read = |model: &str| {
+        let (readers, users) = (&pipelines.readers, &pipelines.users);
+        let is_read = readers.get(model).is_some_and(|one| !one.tasks.is_empty());
+        is_read && !users.contains_key(model) && !models.contains_key(model)
+    };
+    let mut steps = entry
+        .versions
+        .iter()
+        .flat_map(|version| &version.spec.steps);
+    if steps.any(|step| read(&step.name)) {
+        pipelines.ended.insert(entry.name.clone());
+        return;
+    }
+    pipelines.ended.remove(&entry.name);
+    entry.forgotten = true;
+    let forget = Effect::ForgetPipeline(entry.name.clone());
+    world.effects.push(forget);
+}
+
+fn set_timer(entry: &mut Entry, fleets: &Fleets, world: &mut World) {
     let now = world.now.monotonic;
-    let engines = entry.versions.iter();
+    let engines = entry.all_versions();
     let engines = engines.filter_map(|version| version.engines.next_due());
+    let keep = world.config.keep_terminated;
+    let ended = entry.versions.iter().filter_map(|version| version.ended);
+    let doubt = (entry.restored && !entry.strays.is_empty()).then_some(fleets.doubt_until);
     let due: Option<Duration> = engines
         .chain(entry.gateways.next_due())
         .chain(entry.handover)
+        .chain(entry.begin_by)
         .chain(entry.gone_at)
+        .chain(ended.map(|at| at + keep))
+        .chain(doubt)
         .filter(|due| *due > now)
         .min();
     if due == entry.timer {

@@ -6,20 +6,26 @@ use seldon_proto::scheduler::{
     model_status::ModelState, pipeline_version_state::PipelineStatus,
 };
 
-use super::{Entry, Shown, Version, fleet::Fleets, task::Phase, task::Task};
+use super::{
+    Entry, Shown, Version,
+    fleet::Fleets,
+    readers::Readers,
+    task::{Phase, Task},
+};
 use crate::{model, status::timestamp, world::World};
 
 /// As many models that are not ready are named.
 const MOST_NAMED: usize = 3;
 
-type Models = BTreeMap<Arc<str>, model::Entry>;
+/// Models, and who reads their topics.
+pub(super) type Models<'a> = (&'a BTreeMap<Arc<str>, model::Entry>, &'a Readers);
 
 /// Derives what is shown; whether it changed.
 pub(super) fn refresh(
     entry: &mut Entry,
     owners: &[Arc<str>],
     fleets: &Fleets,
-    models: &Models,
+    models: Models<'_>,
     world: &World,
 ) -> bool {
     let newest = entry.versions.len() - 1;
@@ -30,7 +36,9 @@ pub(super) fn refresh(
         .map(|(at, version)| {
             let latest = at == newest;
             let lacking = lacking(&version.spec, models);
-            let (status, reason) = engine_status(entry, version, &lacking, fleets, world);
+            let unread = models.1.awaited(&version.spec, fleets);
+            let (status, reason) =
+                engine_status(entry, version, (&lacking, &unread), fleets, world);
             let (gateway_status, gateway_reason) =
                 gateway_status(entry, version, latest, owners, world);
             Shown {
@@ -53,7 +61,7 @@ pub(super) fn refresh(
 }
 
 /// Why a model cannot answer records yet.
-pub(super) fn model_fault(name: &str, models: &Models) -> Option<String> {
+pub(super) fn model_fault(name: &str, (models, readers): Models<'_>) -> Option<String> {
     let Some(entry) = models.get(name).filter(|entry| !entry.deleted) else {
         return Some(format!("model {name} is not loaded"));
     };
@@ -64,8 +72,9 @@ pub(super) fn model_fault(name: &str, models: &Models) -> Option<String> {
             None => format!("model {name} is {state}"),
         });
     }
-    if entry.gateway.state != ModelState::ModelAvailable {
-        let reason = match entry.gateway.reason.as_str() {
+    let (state, reason) = readers.shown(entry);
+    if state != ModelState::ModelAvailable {
+        let reason = match reason {
             "" => "the model gateway has yet to take it",
             reason => reason,
         };
@@ -74,7 +83,7 @@ pub(super) fn model_fault(name: &str, models: &Models) -> Option<String> {
     None
 }
 
-fn lacking(spec: &Pipeline, models: &Models) -> Vec<String> {
+fn lacking(spec: &Pipeline, models: Models<'_>) -> Vec<String> {
     let steps = spec.steps.iter();
     steps
         .filter_map(|step| model_fault(&step.name, models))
@@ -84,7 +93,7 @@ fn lacking(spec: &Pipeline, models: &Models) -> Vec<String> {
 fn engine_status(
     entry: &Entry,
     version: &Version,
-    lacking: &[String],
+    (lacking, unread): (&[String], &[&str]),
     fleets: &Fleets,
     world: &World,
 ) -> (PipelineStatus, String) {
@@ -133,6 +142,11 @@ fn engine_status(
     let engine = fleets.engines.owners(&entry.name, 1, 0, world).pop();
     match engine {
         None => (PipelineCreate, "no dataflow engine is available".to_owned()),
+        Some(_) if entry.begin_by.is_some() && !unread.is_empty() => {
+            let named = &unread[..unread.len().min(MOST_NAMED)];
+            let text = format!("waits for the topics of {} to be read", named.join(", "));
+            (again, text)
+        }
         Some(_) => (
             again,
             "waits for its former dataflow engine to let go".to_owned(),

@@ -66,6 +66,14 @@ impl Task {
         }
     }
 
+    /// Of a worker that may have had it since before the scheduler began.
+    pub(crate) fn doubtful() -> Task {
+        Task {
+            routed: true,
+            ..Task::new(Doing::Perhaps, 0)
+        }
+    }
+
     /// Asks for something else, or (the same) changes nothing.
     pub(crate) fn want(&mut self, doing: Doing, version: u32) {
         if (self.doing, self.version) == (doing, version) {
@@ -125,7 +133,8 @@ impl Task {
 pub(crate) enum Taken {
     /// It is about an order that does not stand any more.
     Stale,
-    Yes,
+    Failed,
+    Done(Doing),
 }
 
 impl Tasks {
@@ -159,6 +168,7 @@ impl Tasks {
         let Some((name, task)) = found else {
             return Taken::Stale;
         };
+        let doing = task.doing;
         match success {
             true if create => {
                 (task.phase, task.due, task.failures) = (Phase::Done, None, 0);
@@ -168,17 +178,19 @@ impl Tasks {
                 let name = name.clone();
                 self.0.remove(&name);
             }
-            false if task.phase == Phase::Sent => {
-                let text = if reason.is_empty() {
-                    "no reason was given"
-                } else {
-                    reason
-                };
-                task.fail(text, world);
+            false => {
+                if task.phase == Phase::Sent {
+                    let text = if reason.is_empty() {
+                        "no reason was given"
+                    } else {
+                        reason
+                    };
+                    task.fail(text, world);
+                }
+                return Taken::Failed;
             }
-            false => {}
         }
-        Taken::Yes
+        Taken::Done(doing)
     }
 
     /// Sends what is to be sent, and repeats what was not answered.

@@ -1,13 +1,11 @@
 //! What clients ask of pipelines, and what the store remembers of them.
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use seldon_proto::scheduler::{KubernetesMeta, Pipeline};
 
 use crate::{
-    Effect, Refusal, State,
-    pipeline::{
-        self, Doing, Entry, Task, Version, cycle_across, externals, in_full, mistakes, record,
-    },
+    Effect, Refusal, State, Worker,
+    pipeline::{self, Entry, Task, Version, cycle_across, externals, in_full, mistakes, record},
 };
 
 pub(crate) fn load(state: &mut State, mut spec: Pipeline) -> Result<(), Refusal> {
@@ -29,9 +27,10 @@ pub(crate) fn load(state: &mut State, mut spec: Pipeline) -> Result<(), Refusal>
     let former = state.pipelines.entries.get(spec.name.as_str());
     if let Some(wanted) = former.filter(|entry| !entry.ending()) {
         let wanted = wanted.next.as_ref().unwrap_or(&wanted.latest().spec);
-        if generation(&spec.kubernetes_meta)
-            .is_some_and(|new| Some(new) == generation(&wanted.kubernetes_meta))
-        {
+        let new = generation(&spec.kubernetes_meta);
+        let same = new.is_some() && new == generation(&wanted.kubernetes_meta);
+        // Generations count from one in each object of the name.
+        if same && (spec.uid.is_empty() || spec.uid == wanted.uid) {
             return Ok(());
         }
     }
@@ -54,7 +53,7 @@ pub(crate) fn load(state: &mut State, mut spec: Pipeline) -> Result<(), Refusal>
             entry
         }
         Some(entry) => {
-            entry.versions.push(Version::new(spec));
+            entry.add(Version::new(spec));
             entry
         }
     };
@@ -108,7 +107,7 @@ pub(crate) fn restored(
     state: &mut State,
     name: Arc<str>,
     mut versions: Vec<Arc<Pipeline>>,
-    deleted: bool,
+    (deleted, former): (bool, Vec<Arc<Pipeline>>),
 ) {
     let rises = versions.is_sorted_by(|one, next| one.version < next.version);
     let next = match deleted && !rises {
@@ -125,6 +124,11 @@ pub(crate) fn restored(
     let mut entry = Entry::new(first.spec.clone());
     entry.versions = std::iter::once(first).chain(versions).collect();
     (entry.deleted, entry.next) = (deleted, next);
+    let stray = |spec| Version {
+        leaving: true,
+        ..Version::new(spec)
+    };
+    entry.strays = former.into_iter().map(stray).collect();
     (entry.restored, entry.unconfirmed) = (true, true);
     if !deleted {
         state.fleets.unrouted.insert(name.clone());
@@ -134,30 +138,28 @@ pub(crate) fn restored(
 }
 
 /// A worker came that may have pipelines or models of before a restart.
-pub(super) fn doubt(state: &mut State, worker: crate::Worker, name: &Arc<str>) {
-    let doubtful = || Task {
-        routed: true,
-        ..Task::new(Doing::Perhaps, 0)
-    };
-    if worker == crate::Worker::ModelGateway {
-        for entry in state.models.values_mut() {
-            let tasks = &mut entry.gateway.tasks.0;
-            tasks.entry(name.clone()).or_insert_with(doubtful);
-        }
+pub(super) fn doubt(state: &mut State, worker: Worker, name: &Arc<str>) {
+    if worker == Worker::ModelGateway {
+        let known = state.pipelines.entries.values();
+        let specs = known.flat_map(|entry| entry.all_versions().map(|version| &version.spec));
+        let steps = specs.flat_map(|spec| &spec.steps);
+        let steps: BTreeSet<Arc<str>> = steps.map(|step| step.name.as_str().into()).collect();
+        let pipelines = &mut state.pipelines;
+        pipelines.readers.doubt(name, steps, &state.fleets);
         return;
     }
     let entries = state.pipelines.entries.values_mut();
     for entry in entries.filter(|entry| entry.restored) {
         match worker {
-            crate::Worker::Engine => {
-                for version in &mut entry.versions {
+            Worker::Engine => {
+                for version in entry.all_versions_mut() {
                     let tasks = &mut version.engines.0;
-                    tasks.entry(name.clone()).or_insert_with(doubtful);
+                    tasks.entry(name.clone()).or_insert_with(Task::doubtful);
                 }
             }
             _ => {
                 let tasks = &mut entry.gateways.0;
-                tasks.entry(name.clone()).or_insert_with(doubtful);
+                tasks.entry(name.clone()).or_insert_with(Task::doubtful);
             }
         }
     }
@@ -172,7 +174,8 @@ pub(crate) fn forget_pipeline(state: &mut State, entry: &Entry) {
         let timer = (at, crate::world::Timer::Pipeline(entry.name.clone()));
         state.world.timers.remove(&timer);
     }
-    if entry.unconfirmed {
+    state.pipelines.ended.remove(&entry.name);
+    if !entry.forgotten {
         let forget = Effect::ForgetPipeline(entry.name.clone());
         state.world.effects.push(forget);
     }

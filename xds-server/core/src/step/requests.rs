@@ -45,7 +45,8 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
                 name,
                 versions,
                 deleted,
-            } => super::pipelines::restored(state, name, versions, deleted),
+                former,
+            } => super::pipelines::restored(state, name, versions, (deleted, former)),
             Record::Server {
                 name,
                 expected_replicas,

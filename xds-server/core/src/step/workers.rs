@@ -9,7 +9,7 @@ use seldon_proto::{
 use super::pipelines::doubt;
 use crate::{
     Effect, Endpoint, PIPELINE_GATEWAYS, Refusal, State, StreamId, Worker,
-    pipeline::{Member, Taken, Task},
+    pipeline::{Doing, Member, Taken, Task},
     world::Timer,
 };
 
@@ -30,6 +30,7 @@ pub(crate) fn connected(
             "pipeline gateway {name} has no address: subscribe with the one where Envoys find it"
         )));
     }
+    let doubtful = state.fleets.in_doubt(&state.world);
     let world = &mut state.world;
     let fleet = state.fleets.of_mut(worker);
     let index = fleet.free_index(&name);
@@ -40,10 +41,12 @@ pub(crate) fn connected(
         index,
         stream: None,
         lost_at: None,
+        left: false,
         endpoint: None,
         objects: Default::default(),
+        doubtful,
     });
-    (member.stream, member.lost_at) = (Some(stream), None);
+    (member.stream, member.lost_at, member.left) = (Some(stream), None, false);
     let endpoint = endpoint.map(|endpoint| Endpoint {
         replica: member.index,
         ..endpoint
@@ -54,7 +57,7 @@ pub(crate) fn connected(
         let changed = Effect::EndpointsChanged(PIPELINE_GATEWAYS.into());
         world.effects.push(changed);
     }
-    if fresh && state.fleets.in_doubt(&state.world) {
+    if fresh && doubtful {
         doubt(state, worker, &name);
     }
     each_task(state, worker, &name, Task::reconnected);
@@ -109,6 +112,7 @@ pub(crate) fn wait_for_them(state: &mut State) {
 
 /// They were waited for long enough.
 pub(crate) fn workers_due(state: &mut State) {
+    // Pipelines see to their engines and gateways alike.
     for worker in [Worker::Engine, Worker::ModelGateway] {
         touch_all(state, worker);
     }
@@ -118,7 +122,9 @@ pub(crate) fn shards(state: &mut State, shards: u32) {
     let shards = shards.max(1);
     if state.world.config.shards != shards {
         state.world.config.shards = shards;
-        touch_all(state, Worker::PipelineGateway);
+        for worker in [Worker::PipelineGateway, Worker::ModelGateway] {
+            touch_all(state, worker);
+        }
     }
 }
 
@@ -126,7 +132,7 @@ pub(crate) fn shards(state: &mut State, shards: u32) {
 fn touch_all(state: &mut State, worker: Worker) {
     match worker {
         Worker::ModelGateway if state.fleets.model_gateways.members.is_empty() => {}
-        Worker::ModelGateway => state.touch_all(),
+        Worker::ModelGateway => state.touch_readers(),
         _ => state.pipelines.touch_all(),
     }
 }
@@ -138,23 +144,19 @@ fn each_task(state: &mut State, worker: Worker, name: &Arc<str>, mut act: impl F
     };
     for object in &member.objects {
         if worker == Worker::ModelGateway {
-            if let Some(entry) = state.models.get_mut(object) {
-                entry
-                    .gateway
-                    .tasks
-                    .0
-                    .get_mut(name)
-                    .into_iter()
-                    .for_each(&mut act);
+            if let Some(reader) = state.pipelines.readers.get_mut(object) {
+                let task = reader.tasks.0.get_mut(name);
+                task.into_iter().for_each(&mut act);
             }
             state.world.dirty.insert(object.clone());
             continue;
         }
         if let Some(entry) = state.pipelines.entries.get_mut(object) {
-            let engines = entry.versions.iter_mut();
-            let engines = engines.filter_map(|version| version.engines.0.get_mut(name));
             match worker {
-                Worker::Engine => engines.for_each(&mut act),
+                Worker::Engine => entry
+                    .all_versions_mut()
+                    .filter_map(|version| version.engines.0.get_mut(name))
+                    .for_each(&mut act),
                 _ => entry
                     .gateways
                     .0
@@ -172,34 +174,57 @@ pub(crate) fn reported(state: &mut State, worker: Worker, report: &PipelineUpdat
     let Some(update) = &report.update else {
         return;
     };
+    let leaves = update.op() == PipelineOperation::Rebalance && update.pipeline.is_empty();
+    if worker == Worker::Engine && leaves {
+        return left(state, &update.stream.as_str().into());
+    }
     let Some(entry) = state.pipelines.entries.get_mut(update.pipeline.as_str()) else {
         return;
     };
     let create = match update.op() {
         PipelineOperation::Create | PipelineOperation::Ready => true,
-        PipelineOperation::Delete => false,
+        PipelineOperation::Delete | PipelineOperation::Rebalance => false,
         _ => return,
     };
     let order = (update.stream.as_str(), update.timestamp);
     let (success, reason, world) = (report.success, report.reason.as_str(), &state.world);
-    let taken = |tasks: &mut crate::pipeline::Tasks| {
-        matches!(
-            tasks.reported(order, create, success, reason, world),
-            Taken::Yes
-        )
+    let taken = |tasks: &mut crate::pipeline::Tasks| match tasks
+        .reported(order, create, success, reason, world)
+    {
+        Taken::Stale => None,
+        taken => Some(taken),
     };
     let known = match worker {
         Worker::Engine => entry
-            .versions
-            .iter_mut()
+            .all_versions_mut()
             .filter(|version| version.number() == update.version)
-            .any(|version| taken(&mut version.engines)),
+            .find_map(|version| taken(&mut version.engines)),
         _ => taken(&mut entry.gateways),
     };
-    if known {
-        let name = entry.name.clone();
-        state.pipelines.touch(&name);
+    let Some(known) = known else {
+        return;
+    };
+    let cleaned = Doing::Delete { keep_topics: false };
+    entry.cleaned |=
+        worker == Worker::Engine && matches!(known, Taken::Done(doing) if doing == cleaned);
+    let name = entry.name.clone();
+    state.pipelines.touch(&name);
+}
+
+/// An engine has given up all it had, and ends: others take over at once.
+fn left(state: &mut State, name: &Arc<str>) {
+    let Some(member) = state.fleets.engines.members.get_mut(name) else {
+        return;
+    };
+    member.left = true;
+    for object in member.objects.clone() {
+        if let Some(entry) = state.pipelines.entries.get_mut(&object) {
+            for version in entry.all_versions_mut() {
+                version.engines.0.remove(name);
+            }
+        }
     }
+    touch_all(state, Worker::Engine);
 }
 
 /// A model gateway says how an order ended.
@@ -207,7 +232,7 @@ pub(crate) fn model_reported(state: &mut State, report: &ModelUpdateStatusMessag
     let Some(update) = &report.update else {
         return;
     };
-    let Some(entry) = state.models.get_mut(update.model.as_str()) else {
+    let Some(reader) = state.pipelines.readers.get_mut(&update.model) else {
         return;
     };
     let create = match update.op() {
@@ -216,10 +241,11 @@ pub(crate) fn model_reported(state: &mut State, report: &ModelUpdateStatusMessag
         ModelOperation::Unknown => return,
     };
     let order = (update.stream.as_str(), update.timestamp);
-    let tasks = &mut entry.gateway.tasks;
-    let taken = tasks.reported(order, create, report.success, &report.reason, &state.world);
-    if matches!(taken, Taken::Yes) {
-        let name = entry.name.clone();
-        state.world.touch(&name);
+    let (tasks, success) = (&mut reader.tasks, report.success);
+    match tasks.reported(order, create, success, &report.reason, &state.world) {
+        Taken::Stale => return,
+        Taken::Failed => {}
+        Taken::Done(doing) => reader.done(doing),
     }
+    state.world.touch(&update.model.as_str().into());
 }

@@ -36,7 +36,7 @@ use prost::{Message, Name};
 
 use super::{
     access_log::{self, AccessLog},
-    local_reply,
+    deadline, local_reply,
     names::{FILTER, INTERNAL_MODEL_HEADER, LISTENER, MODEL_HEADER, SCOPE_HEADER},
     tls::Tls,
     wire::{any, from_ads, number, overwrite, seconds, truth},
@@ -54,7 +54,7 @@ const MODEL_PREFIXES: [&str; 3] = [
 ];
 
 /// What clients must not say: it would steer their request, or retry it against our rules.
-const FORGEABLE: [&str; 10] = [
+const FORGEABLE: [&str; 11] = [
     INTERNAL_MODEL_HEADER,
     "x-seldon-mirror-cluster",
     "x-seldon-mirror-model",
@@ -65,6 +65,7 @@ const FORGEABLE: [&str; 10] = [
     "x-envoy-retriable-header-names",
     "x-envoy-hedge-on-per-try-timeout",
     "x-envoy-upstream-alt-stat-name",
+    deadline::KEPT,
 ];
 
 const HEADERS_KIB: u32 = 64;
@@ -136,7 +137,12 @@ fn connections(options: &ListenerOptions) -> HttpConnectionManager {
         early_header_mutation_extensions: vec![early_mutation()],
         local_reply_config: Some(local_reply::config()),
         access_log: options.access_log.iter().map(access_log::encode).collect(),
-        http_filters: vec![served_paths(), model_filter(), router()],
+        http_filters: vec![
+            served_paths(),
+            model_filter(),
+            typed(deadline::FILTER, &deadline::put_back()),
+            router(),
+        ],
         route_specifier: Some(RouteSpecifier::ScopedRoutes(scoped_routes())),
         ..Default::default()
     }
@@ -146,7 +152,8 @@ fn connections(options: &ListenerOptions) -> HttpConnectionManager {
 fn early_mutation() -> TypedExtensionConfig {
     let remove = |name: &&str| Action::Remove((*name).into());
     let key = overwrite(SCOPE_HEADER, &format!("c:%REQ({MODEL_HEADER})%"));
-    let actions = FORGEABLE.iter().map(remove).chain([Action::Append(key)]);
+    let forgeable = FORGEABLE.iter().map(remove);
+    let actions = forgeable.chain([Action::Append(key), deadline::keep()]);
     let mutations = actions
         .map(|action| HeaderMutation {
             action: Some(action),

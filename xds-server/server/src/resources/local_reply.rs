@@ -1,4 +1,4 @@
-//! What Envoy says when it answers by itself: the protocol's own error, naming the model.
+//! What Envoy says when it answers by itself: the protocol's own error, naming the model, pipeline or experiment.
 use envoy_types::pb::{
     envoy::{
         config::{
@@ -20,17 +20,24 @@ use envoy_types::pb::{
     google::protobuf::{Struct, Value, value::Kind},
 };
 
+use seldon_core::PIPELINE_SUFFIX;
+use seldon_routing::EXPERIMENT_SUFFIX;
+
 use super::{
-    names::MODEL_HEADER,
+    names::{ABSENT_HEADER, MODEL_HEADER},
     wire::{number, overwrite},
 };
 
 const UNKNOWN: &str = "no model named %REQ(seldon-model)%";
+const UNKNOWN_PIPELINE: &str = "no such pipeline is loaded: %REQ(seldon-model)%";
+const UNKNOWN_EXPERIMENT: &str = "no such experiment is started: %REQ(seldon-model)%";
 const UNNAMED: &str = "the request names no model: send the header seldon-model, or use a path below /v2/models/<name>/";
 const NOT_SERVED: &str = "%REQ(:METHOD)% %REQ(:PATH)% is not served";
 const MALFORMED_REQUEST: &str = "malformed request (%RESPONSE_CODE_DETAILS%)";
 const NO_SERVER: &str = "no server answered (%RESPONSE_CODE_DETAILS%)";
 const NO_ANSWER: &str = "model %REQ(seldon-model)%: no replica answered (%RESPONSE_CODE_DETAILS%)";
+const NO_GATEWAY: &str =
+    "%REQ(seldon-model)%: no pipeline gateway answered (%RESPONSE_CODE_DETAILS%)";
 const OTHER: &str = "%LOCAL_REPLY_BODY%";
 
 /// No route, that is no scope: nobody serves a model of this name.
@@ -56,6 +63,16 @@ pub(super) fn config() -> LocalReplyConfig {
             UNNAMED,
         ),
         (
+            vec![flags(NO_ROUTE), named(PIPELINE_SUFFIX)],
+            Some((NOT_FOUND, GRPC_NOT_FOUND)),
+            UNKNOWN_PIPELINE,
+        ),
+        (
+            vec![flags(NO_ROUTE), named(EXPERIMENT_SUFFIX)],
+            Some((NOT_FOUND, GRPC_NOT_FOUND)),
+            UNKNOWN_EXPERIMENT,
+        ),
+        (
             vec![flags(NO_ROUTE)],
             Some((NOT_FOUND, GRPC_NOT_FOUND)),
             UNKNOWN,
@@ -66,14 +83,25 @@ pub(super) fn config() -> LocalReplyConfig {
             NOT_SERVED,
         ),
         (vec![flags(UPSTREAM), unnamed()], None, NO_SERVER),
+        (
+            vec![flags(UPSTREAM), named(PIPELINE_SUFFIX)],
+            None,
+            NO_GATEWAY,
+        ),
         (vec![flags(UPSTREAM)], None, NO_ANSWER),
         (vec![status(MALFORMED)], None, MALFORMED_REQUEST),
     ];
     for (filters, status, text) in cases {
-        mappers.push(over_grpc(filters.clone(), status.map(|s| s.1), text));
+        // Told from what a model itself does not find: a model gateway waits for a route that may be on its way.
+        let absent = text == UNKNOWN;
+        let marks = absent.then(|| overwrite(ABSENT_HEADER, "1"));
+        let mut grpc = over_grpc(filters.clone(), status.map(|s| s.1), text);
+        grpc.headers_to_add.extend(marks.clone());
+        mappers.push(grpc);
         mappers.push(ResponseMapper {
             filter: Some(all(filters)),
             status_code: status.and_then(|s| number(s.0)),
+            headers_to_add: marks.into_iter().collect(),
             body_format_override: Some(json(text)),
             ..Default::default()
         });
@@ -140,6 +168,17 @@ fn status(code: u32) -> AccessLogFilter {
 
 fn unnamed() -> AccessLogFilter {
     header(MODEL_HEADER, HeaderMatchSpecifier::PresentMatch(false))
+}
+
+/// Names something of this kind.
+fn named(suffix: &str) -> AccessLogFilter {
+    header(
+        MODEL_HEADER,
+        HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::Suffix(suffix.into())),
+            ..Default::default()
+        }),
+    )
 }
 
 fn header(name: &str, matcher: HeaderMatchSpecifier) -> AccessLogFilter {

@@ -1,6 +1,7 @@
 //! From the world of the rules to Envoy's configuration. Pure: no clock, no I/O.
 mod access_log;
 mod cluster;
+mod deadline;
 pub mod experiment;
 mod filter;
 mod listener;

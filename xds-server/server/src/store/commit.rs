@@ -1,6 +1,6 @@
 //! Group commit: one transaction for all that has gathered while the last one was written.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -22,6 +22,14 @@ const RETRY: Duration = Duration::from_secs(5);
 struct Job {
     writes: Vec<Write>,
     told: Vec<Told>,
+    orders: Vec<Dispatch>,
+}
+
+/// What may go out once all that it follows from is durable: whoever gets it must not be ahead of the store.
+pub struct Dispatch {
+    /// What it is about; of one thing all go out in their order.
+    pub about: Key,
+    pub send: Box<dyn FnOnce() + Send>,
 }
 
 /// Writes on a thread of its own, in order.
@@ -42,12 +50,17 @@ impl Committer {
         })
     }
 
-    /// Commits `writes` and all before them, those that failed included, then calls each of `told`.
-    pub fn submit(&self, writes: Vec<Write>, told: Vec<Told>) {
-        if writes.is_empty() && told.is_empty() {
+    /// Commits `writes` and all before them, those that failed included, then calls each of `told`. Sends `orders` when
+    /// `writes`, and what was written about the same things before, are durable.
+    pub fn submit(&self, writes: Vec<Write>, told: Vec<Told>, orders: Vec<Dispatch>) {
+        if writes.is_empty() && told.is_empty() && orders.is_empty() {
             return;
         }
-        let job = Job { writes, told };
+        let job = Job {
+            writes,
+            told,
+            orders,
+        };
         let refused = match &self.jobs {
             Some(jobs) => jobs.send(job).err().map(|refused| refused.0),
             None => Some(job),
@@ -72,8 +85,8 @@ impl Drop for Committer {
 }
 
 /// What a write is about.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
     Model(Arc<str>),
     Server(Arc<str>),
     Experiment(Arc<str>),
@@ -119,8 +132,39 @@ impl Owed {
     }
 }
 
+/// Orders that wait for what they follow from.
+#[derive(Default)]
+struct Held(Vec<(Arc<[Key]>, Dispatch)>);
+
+impl Held {
+    fn add(&mut self, writes: &[Write], orders: Vec<Dispatch>) {
+        let after: Arc<[Key]> = match orders.is_empty() {
+            true => return,
+            false => writes.iter().map(key).collect(),
+        };
+        let orders = orders.into_iter().map(|order| (after.clone(), order));
+        self.0.extend(orders);
+    }
+
+    /// Sends those for which nothing is owed.
+    fn release(&mut self, owed: &Owed) {
+        let mut behind: BTreeSet<Key> = BTreeSet::new();
+        for (after, order) in std::mem::take(&mut self.0) {
+            let waits = |key: &Key| owed.0.contains_key(key);
+            let about = &order.about;
+            if behind.contains(about) || waits(about) || after.iter().any(waits) {
+                behind.insert(about.clone());
+                self.0.push((after, order));
+            } else {
+                (order.send)();
+            }
+        }
+    }
+}
+
 fn run(mut store: impl Store, queue: &mpsc::Receiver<Job>) {
     let mut owed = Owed::default();
+    let mut held = Held::default();
     loop {
         let next = match owed.0.is_empty() {
             true => queue.recv().map_err(mpsc::RecvTimeoutError::from),
@@ -128,7 +172,7 @@ fn run(mut store: impl Store, queue: &mpsc::Receiver<Job>) {
         };
         let mut told = Vec::new();
         match next {
-            Ok(job) => gather(job, queue, &mut owed, &mut told),
+            Ok(job) => gather(job, queue, (&mut owed, &mut held), &mut told),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 let _ = owed.commit(&mut store); // the last chance; it says so where it fails
@@ -139,14 +183,21 @@ fn run(mut store: impl Store, queue: &mpsc::Receiver<Job>) {
         for told in told {
             told(outcome.clone());
         }
+        held.release(&owed);
     }
 }
 
-fn gather(job: Job, queue: &mpsc::Receiver<Job>, owed: &mut Owed, told: &mut Vec<Told>) {
+fn gather(
+    job: Job,
+    queue: &mpsc::Receiver<Job>,
+    (owed, held): (&mut Owed, &mut Held),
+    told: &mut Vec<Told>,
+) {
     let mut next = Some(job);
     let mut taken = 0;
     while let Some(job) = next {
         taken += job.writes.len();
+        held.add(&job.writes, job.orders);
         owed.0
             .extend(job.writes.into_iter().map(|write| (key(&write), write)));
         told.extend(job.told);
@@ -154,5 +205,67 @@ fn gather(job: Job, queue: &mpsc::Receiver<Job>, owed: &mut Owed, told: &mut Vec
             true => queue.try_recv().ok(),
             false => None,
         };
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test may
+mod tests {
+    use super::*;
+    use crate::store::StoreError;
+
+    /// Commits when it is let, as often as it is let.
+    struct Slow(mpsc::Receiver<bool>);
+
+    impl Store for Slow {
+        fn restore(&self) -> Result<Option<Vec<Record>>, StoreError> {
+            Ok(None)
+        }
+
+        fn commit(&mut self, _: &[Write]) -> Result<(), StoreError> {
+            match self.0.recv() {
+                Ok(true) => Ok(()),
+                _ => Err(StoreError::Failed("no room".into())),
+            }
+        }
+    }
+
+    #[test]
+    fn orders_leave_when_what_they_follow_from_is_stored() {
+        let (let_, may) = mpsc::channel();
+        let committer = Committer::new(Slow(may)).unwrap();
+        let (sent, orders) = mpsc::channel();
+        let order = |of: &str, text: &'static str| {
+            let sent = sent.clone();
+            Dispatch {
+                about: Key::Pipeline(of.into()),
+                send: Box::new(move || sent.send(text).unwrap()),
+            }
+        };
+        let write = |of: &str| vec![Write::ForgetPipeline(of.into())];
+        committer.submit(
+            write("p"),
+            vec![],
+            vec![order("p", "p"), order("m", "m of p")],
+        );
+        committer.submit(
+            vec![],
+            vec![],
+            vec![order("p", "p again"), order("m", "m again")],
+        );
+        committer.submit(vec![], vec![], vec![order("q", "q")]);
+        let pause = Duration::from_millis(50);
+        assert!(orders.recv_timeout(pause).is_err(), "ahead of the store");
+        // It fails: what does not follow from it goes, the rest waits, in its order.
+        let_.send(false).unwrap();
+        let_.send(false).unwrap();
+        let patience = Duration::from_secs(20);
+        assert_eq!(orders.recv_timeout(patience).unwrap(), "q");
+        assert!(orders.recv_timeout(pause).is_err());
+        let_.send(true).unwrap();
+        for expected in ["p", "m of p", "p again", "m again"] {
+            assert_eq!(orders.recv_timeout(patience).unwrap(), expected);
+        }
+        drop((let_, committer));
     }
 }

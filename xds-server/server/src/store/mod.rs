@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use seldon_core::Record;
 
-pub use commit::{Committer, Outcome};
+pub use commit::{Committer, Dispatch, Key, Outcome};
 pub use disk::Disk;
 
 /// One change of the desired state.

@@ -35,6 +35,8 @@ struct PipelineRecord {
     versions: Vec<Pipeline>,
     #[prost(bool, tag = "2")]
     deleted: bool,
+    #[prost(message, repeated, tag = "3")]
+    former: Vec<Pipeline>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -103,10 +105,13 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
             name,
             versions,
             deleted,
+            former,
         } => {
+            let all = |all: &[Arc<Pipeline>]| all.iter().map(|one| Pipeline::clone(one)).collect();
             let value = PipelineRecord {
-                versions: versions.iter().map(|one| Pipeline::clone(one)).collect(),
+                versions: all(versions),
                 deleted: *deleted,
+                former: all(former),
             };
             Encoded::Pipeline(name, value.encode_to_vec())
         }
@@ -160,6 +165,7 @@ pub(super) fn pipeline(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
         name: name.into(),
         versions: value.versions.into_iter().map(Arc::new).collect(),
         deleted: value.deleted,
+        former: value.former.into_iter().map(Arc::new).collect(),
     })
 }
 

@@ -2,13 +2,13 @@
 use std::sync::Arc;
 
 use seldon_ads::Change;
-use seldon_core::{AgentKey, Effect, Event, Refusal, StreamId};
+use seldon_core::{AgentKey, Effect, Event, Order, Refusal, StreamId};
 use seldon_proto::agent::ModelOperationMessage;
 
 use super::{Agents, Failure, Names, Reply, Workers};
 use crate::{
     resources::Tls,
-    store::{Outcome, Write},
+    store::{Dispatch, Key, Outcome, Write},
 };
 
 type Told = Box<dyn FnOnce(Outcome) + Send>;
@@ -18,6 +18,8 @@ type Told = Box<dyn FnOnce(Outcome) + Send>;
 pub(super) struct Batch {
     pub(super) writes: Vec<Write>,
     pub(super) told: Vec<Told>,
+    /// To workers, once the writes are durable.
+    pub(super) orders: Vec<Dispatch>,
     pub(super) routes: Names,
     pub(super) endpoints: Names,
     pub(super) models: Names,
@@ -33,7 +35,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Takes effects in. Commands to agents and workers go out at once; those that cannot come back as events.
+    /// Takes effects in. Commands to agents go out at once; what cannot be sent comes back as events.
     pub(super) fn collect(
         &mut self,
         effects: Vec<Effect>,
@@ -73,13 +75,19 @@ impl Batch {
                     name,
                     message,
                 } => {
-                    if workers.send(stream, message).is_err() {
+                    let Some(orders) = workers.sender(stream) else {
                         failed.push(Event::WorkerDisconnected {
                             worker,
                             stream,
                             name,
                         });
-                    }
+                        continue;
+                    };
+                    self.orders.push(Dispatch {
+                        about: about(&message),
+                        // A stream that has ended meanwhile says so itself.
+                        send: Box::new(move || drop(orders.send(message))),
+                    });
                 }
                 Effect::Drained { token, complete } => self.drained.push((token, complete)),
             }
@@ -97,6 +105,14 @@ impl Batch {
             };
             let _ = reply.send(answer); // the caller may have left
         }));
+    }
+}
+
+fn about(order: &Order) -> Key {
+    match order {
+        Order::Model(model) => Key::Model(model.model_name.as_str().into()),
+        Order::Pipeline(pipeline) => Key::Pipeline(pipeline.pipeline_name.as_str().into()),
+        Order::Update(update) => Key::Pipeline(update.pipeline.as_str().into()),
     }
 }
 

@@ -366,6 +366,7 @@ impl Writer {
         let Batch {
             writes,
             told,
+            orders,
             routes,
             endpoints,
             models,
@@ -376,7 +377,7 @@ impl Writer {
             drained,
             renewed,
         } = batch;
-        self.committer.submit(writes, told);
+        self.committer.submit(writes, told, orders);
         let mut changes = Vec::new();
         if let Some((tls, listener)) = renewed {
             changes = self.world.renew(&self.state, tls);

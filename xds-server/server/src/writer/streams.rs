@@ -36,6 +36,12 @@ impl<K: Eq + Hash, M> Streams<K, M> {
         self.newest.retain(|_, newest| *newest != stream);
     }
 
+    /// Where messages of a stream go, unless it is gone.
+    pub(super) fn sender(&self, stream: StreamId) -> Option<mpsc::UnboundedSender<M>> {
+        let sender = self.streams.get(&stream);
+        sender.filter(|sender| !sender.is_closed()).cloned()
+    }
+
     /// Gives the message back where the stream is gone.
     pub(super) fn send(&self, stream: StreamId, message: M) -> Result<(), M> {
         match self.streams.get(&stream) {
