@@ -80,7 +80,8 @@ pub(crate) async fn unload(session: &Session, name: String) -> Result<()> {
     session.answer(session.client.clone().unload_pipeline(request).await, false)
 }
 
-/// Prints the status of a pipeline, once it has the state waited for.
+/// Prints the status of a pipeline, once it has the state waited for. Ready is one that can be asked: at its gateways and
+/// Envoys as well as at its engine.
 pub(crate) async fn status(session: &Session, args: &StateWait) -> Result<()> {
     let request = PipelineStatusRequest {
         subscriber_name: SUBSCRIBER.to_owned(),
@@ -99,12 +100,9 @@ pub(crate) async fn status(session: &Session, args: &StateWait) -> Result<()> {
                 &args.name,
             )
             .await?;
-        let (state, reason) = latest(&status);
-        let done = args.state.is_empty() || state == args.state;
-        Ok(if done {
-            Seen::Done(status)
-        } else {
-            Seen::NotYet(format!("{} is {state}: {reason}", args.name))
+        Ok(match awaited(&status, &args.state) {
+            None => Seen::Done(status),
+            Some(seen) => Seen::NotYet(format!("{} is {seen}", args.name)),
         })
     };
     let status = session
@@ -117,6 +115,28 @@ pub(crate) async fn status(session: &Session, args: &StateWait) -> Result<()> {
             output::answer(&to_protojson_value(&status)?, table, format, Format::Json)
         }
     }
+}
+
+/// What it has instead of the state that is waited for; nothing where it has that, or none is waited for.
+fn awaited(status: &PipelineStatusResponse, wanted: &str) -> Option<String> {
+    let (state, reason) = latest(status);
+    if wanted.is_empty() {
+        return None;
+    }
+    if state != wanted {
+        return Some(format!("{state}: {reason}"));
+    }
+    let newest = status.versions.last()?;
+    let known = newest.state.as_ref()?;
+    let output = newest.pipeline.as_ref().and_then(|one| one.output.as_ref());
+    let gateways = known.pipeline_gw_status();
+    // Nobody asks one that answers nobody.
+    let asked = state == PipelineStatus::PipelineReady.as_str_name()
+        && output.is_some_and(|output| !output.steps.is_empty());
+    (asked && gateways != PipelineStatus::PipelineReady).then(|| {
+        let (gateways, reason) = (gateways.as_str_name(), &known.pipeline_gw_reason);
+        format!("{state}, and at its gateways {gateways}: {reason}")
+    })
 }
 
 fn latest(status: &PipelineStatusResponse) -> (&'static str, String) {
@@ -162,4 +182,48 @@ async fn list(control: &Control, display: &Display) -> Result<()> {
         display.output,
         Format::Table,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use seldon_proto::scheduler::{PipelineOutput, PipelineVersionState, PipelineWithState};
+
+    use super::*;
+
+    #[test]
+    fn ready_is_what_can_be_asked() {
+        let status = |gateways: PipelineStatus, steps: &[&str]| PipelineStatusResponse {
+            versions: vec![PipelineWithState {
+                pipeline: Some(Pipeline {
+                    output: Some(PipelineOutput {
+                        steps: steps.iter().map(|step| (*step).to_owned()).collect(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                state: Some(PipelineVersionState {
+                    status: PipelineStatus::PipelineReady.into(),
+                    pipeline_gw_status: gateways.into(),
+                    pipeline_gw_reason: "waits for Envoys to take the route".to_owned(),
+                    ..Default::default()
+                }),
+            }],
+            ..Default::default()
+        };
+        let (ready, creating) = (
+            PipelineStatus::PipelineReady,
+            PipelineStatus::PipelineCreating,
+        );
+        let early = status(creating, &["a"]);
+        assert_eq!(
+            awaited(&early, "PipelineReady").as_deref(),
+            Some(
+                "PipelineReady, and at its gateways PipelineCreating: waits for Envoys to take the route"
+            )
+        );
+        assert_eq!(awaited(&early, ""), None);
+        assert!(awaited(&early, "PipelineTerminated").is_some());
+        assert_eq!(awaited(&status(ready, &["a"]), "PipelineReady"), None);
+        assert_eq!(awaited(&status(creating, &[]), "PipelineReady"), None);
+    }
 }

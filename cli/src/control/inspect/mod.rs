@@ -40,8 +40,8 @@ pub(crate) async fn run(args: Inspect) -> Result<()> {
         let records = timeout_at(deadline, reader.last(&topic, &expression.pipeline, &args));
         let records = records.await.with_context(|| {
             format!(
-                "Kafka did not answer within {} s (--timeout-secs)",
-                args.timeout_secs
+                "Kafka at {} did not answer within {} s (--timeout-secs): --kafka-broker or SELDON_KAFKA_BROKER says where it is",
+                reader.at, args.timeout_secs
             )
         })??;
         let tensor = expression.tensor.as_deref();
@@ -50,6 +50,14 @@ pub(crate) async fn run(args: Inspect) -> Result<()> {
             .filter_map(|record| Message::of(record, &topic, tensor))
             .collect();
         found.push((reader.names.topic(&topic), messages));
+    }
+    if found.iter().all(|(_, messages)| messages.is_empty()) {
+        // Beside the output, which scripts read.
+        let topics: Vec<&str> = found.iter().map(|(topic, _)| topic.as_str()).collect();
+        eprintln!(
+            "no such records among the last of {} (--offset looks further back)",
+            topics.join(", ")
+        );
     }
     print(&found, &args)
 }
@@ -100,6 +108,8 @@ async fn steps(session: &Session, pipeline: &str) -> Result<Vec<String>> {
 }
 
 struct Reader {
+    /// Where its settings say that Kafka is.
+    at: String,
     names: Names,
     admin: Admin,
     consumer: Consumer,
@@ -112,15 +122,16 @@ impl Reader {
             .kafka_config_path
             .clone()
             .or_else(|| variable("SELDON_KAFKA_CONFIG_PATH").map(PathBuf::from));
-        let settings = match file {
-            Some(path) => Settings::load(&path)?,
+        let (settings, at) = match file {
+            Some(path) => (Settings::load(&path)?, path.display().to_string()),
             None => {
                 let broker = args
                     .kafka_broker
                     .clone()
                     .or_else(|| variable("SELDON_KAFKA_BROKER"));
                 let broker = broker.or(configured.bootstrap);
-                Settings::local(broker.as_deref().unwrap_or("0.0.0.0:9092"))
+                let broker = broker.unwrap_or_else(|| "0.0.0.0:9092".to_owned());
+                (Settings::local(&broker), broker)
             }
         };
         let namespace = args.namespace.clone().or_else(|| variable("POD_NAMESPACE"));
@@ -132,6 +143,7 @@ impl Reader {
         let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let group = format!("seldon-cli-{}-{}", std::process::id(), since.as_millis());
         Ok(Self {
+            at,
             names,
             admin: Admin::new(&settings)?,
             consumer: Consumer::new(&settings, &group, false)?,
@@ -144,11 +156,14 @@ impl Reader {
         let Some(partitions) = self.admin.partitions(&name).await? else {
             return Ok(Vec::new());
         };
+        // Whoever writes to a pipeline's own topic by hand need not say whose the record is.
+        let shared = !matches!(topic, Topic::PipelineInputs(_));
         let mut found = Vec::new();
         for partition in 0..partitions {
             let own = |record: &Record| {
                 let key = record.key.as_deref().unwrap_or_default();
-                record.headers.text(header::PIPELINE) == Some(pipeline)
+                let of = record.headers.text(header::PIPELINE);
+                (of == Some(pipeline) || !shared && of.is_none())
                     && (args.request_id.is_empty() || key == args.request_id.as_bytes())
             };
             let mut records = self.tail(&name, partition, window(args)).await?;
