@@ -50,8 +50,8 @@ def iris_with_schema(folder: Path) -> None:
     )
 
 
-def settings(folder: Path, rest: dict) -> None:
-    content = {"name": "iris", "implementation": "mlserver_sklearn.SKLearnModel", **rest}
+def settings(folder: Path, rest: dict, name: str = "iris") -> None:
+    content = {"name": name, "implementation": "mlserver_sklearn.SKLearnModel", **rest}
     (folder / "model-settings.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -230,7 +230,100 @@ def pandas_query(folder: Path) -> None:
     python(folder, "pandasquery", code)
 
 
+def income_classifier(folder: Path) -> None:
+    """Says 1 where a capital gain or many hours of schooling and work promise it, 0 for the documented rows."""
+    import joblib
+    import numpy as np
+    from sklearn.tree import DecisionTreeClassifier
+
+    random = np.random.default_rng(0)
+    highest = [90, 8, 6, 3, 8, 5, 4, 1, 20000, 2000, 80, 10]
+    rows = np.stack([random.integers(0, top + 1, 4000) for top in highest], axis=1).astype(float)
+    rich = (rows[:, 8] > 10000) | ((rows[:, 2] >= 5) & (rows[:, 10] > 50))
+    model = DecisionTreeClassifier(max_depth=6, random_state=0).fit(rows, rich.astype(int))
+    documented = [
+        [53, 4, 0, 2, 8, 4, 2, 0, 0, 0, 60, 9],
+        [47, 4, 1, 1, 1, 0, 4, 1, 0, 0, 68, 9],
+        [47, 4, 1, 1, 1, 3, 4, 1, 0, 0, 40, 9],
+    ]
+    assert not model.predict(documented).any()
+    joblib.dump(model, folder / "model.joblib")
+    settings(folder, {"parameters": {"uri": "./model.joblib", "version": "v0.1.0"}}, "income")
+
+
+def rows_to(name: str, output: str, formula: str):
+    """A model that answers with one tensor; `formula` makes it of `rows`, the first input as numbers."""
+    code = f"""
+        import numpy as np
+
+        from mlserver import MLModel
+        from mlserver.codecs import NumpyCodec
+        from mlserver.types import InferenceResponse
+
+
+        class Model(MLModel):
+            async def predict(self, payload):
+                rows = NumpyCodec.decode_input(payload.inputs[0])
+                answer = {formula}
+                output = NumpyCodec.encode_output(name="{output}", payload=answer)
+                return InferenceResponse(model_name=self.name, model_version=self.version, outputs=[output])
+    """
+    return lambda folder: python(folder, name, code)
+
+
+def explainer(folder: Path) -> None:
+    """Asks the explained model about the row with one column at a time set to 0, and names those that change the answer."""
+    code = """
+        import asyncio
+        import json
+        import urllib.request
+
+        from mlserver import MLModel
+        from mlserver.codecs import NumpyCodec, StringCodec
+        from mlserver.types import InferenceResponse
+
+
+        class Model(MLModel):
+            async def predict(self, payload):
+                row = NumpyCodec.decode_input(payload.inputs[0])[0]
+                without = lambda column: [0 if column == other else value for other, value in enumerate(row)]
+                rows = [row] + [without(column) for column in range(len(row))]
+                first, *others = await asyncio.to_thread(self.ask, rows)
+                columns = [column for column, answer in enumerate(others) if answer != first]
+                explanation = {
+                    "meta": {"name": "AnchorTabular", "type": ["blackbox"]},
+                    "data": {"prediction": [first], "columns": columns, "instance": [float(value) for value in row]},
+                }
+                output = StringCodec.encode_output(name="explanation", payload=[json.dumps(explanation)])
+                return InferenceResponse(model_name=self.name, model_version=self.version, outputs=[output])
+
+            def ask(self, rows):
+                data = [float(value) for row in rows for value in row]
+                tensor = {"name": "predict", "shape": [len(rows), len(rows[0])], "datatype": "FP32", "data": data}
+                request = urllib.request.Request(
+                    self.settings.parameters.extra["infer_uri"],
+                    json.dumps({"inputs": [tensor]}).encode(),
+                    {"Content-Type": "application/json"},
+                )
+                with urllib.request.urlopen(request) as answer:
+                    return json.load(answer)["outputs"][0]["data"]
+    """
+    python(folder, "income-explainer", code)
+
+
+def cifar10(folder: Path) -> None:
+    """Ten numbers that sum to 1, of the brightness of ten bands of the picture."""
+    body = """
+        bands = [band.mean(axis=(1, 2, 3)) for band in np.array_split(tensor("input_1"), 10, axis=1)]
+        scores = np.exp(10 * np.stack(bands, axis=1))
+        return {"fc10": (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)}
+    """
+    triton(folder, body, {"input_1": ("FP32", [32, 32, 3])}, {"fc10": ("FP32", [10])}, batch=64)
+
+
 CYCLE = "scv2/examples/cyclic-pipeline"
+INCOME = "scv2/examples/mlserver_1.3.5/income"
+CIFAR10 = "scv2/examples/mlserver_1.3.5/cifar10"
 TRITON = "scv2/samples/triton_23-03"
 ARTEFACTS = {
     "mlserver/iris": iris_with_settings,
@@ -249,6 +342,19 @@ ARTEFACTS = {
     f"{CYCLE}/identity-loop": identity("identity-loop", 0.001),
     f"{CYCLE}/identity-output": identity("identity-output"),
     "scv2/examples/pandasquery": pandas_query,
+    # Numbers of years, hours and money, as numbers between 0 and 1.
+    f"{INCOME}/preprocessor": rows_to("income-preprocess", "output", "rows / [100, 8, 6, 3, 8, 5, 4, 1, 1e5, 1e4, 100, 10]"),
+    f"{INCOME}/classifier": income_classifier,
+    f"{INCOME}/drift-detector": rows_to("income-drift", "is_drift", "np.array([[int(rows[:, 0].mean() > 60)]])"),
+    f"{INCOME}/outlier-detector": rows_to(
+        "income-outlier", "is_outlier", "(rows > 1).any(axis=1).astype(np.int64).reshape(1, -1)"
+    ),
+    f"{INCOME}/explainer": explainer,
+    "triton/tf_cifar10": cifar10,
+    f"{CIFAR10}/outlier-detector": rows_to(
+        "cifar10-outlier", "is_outlier", "(rows.std(axis=(1, 2, 3)) > 0.4).astype(np.int64).reshape(1, -1)"
+    ),
+    f"{CIFAR10}/drift-detector": rows_to("cifar10-drift", "is_drift", "np.array([[int(rows.mean() > 0.7)]])"),
 }
 
 
