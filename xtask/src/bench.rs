@@ -15,11 +15,15 @@ pub struct Bench {
 }
 
 /// What takes part; all in one build, so that they share their dependencies.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 9] = [
     "seldon-agent",
     "seldon-bench",
+    "seldon-broker",
     "seldon-cli",
+    "seldon-dataflow-engine",
     "seldon-load",
+    "seldon-modelgateway",
+    "seldon-pipelinegateway",
     "seldon-scheduler",
 ];
 

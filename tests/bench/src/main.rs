@@ -6,6 +6,7 @@ mod against;
 mod agent_hop;
 mod experiments;
 mod frozen;
+mod pipelines;
 mod report;
 mod scale;
 mod scripted;
@@ -42,9 +43,11 @@ struct Args {
     /// With --against: connections.
     #[arg(long, default_value_t = 16)]
     connections: usize,
-    /// Only the section with this name: scale, agent or experiments.
+    /// Only the section with this name: scale, agent, experiments or pipelines.
     #[arg(long)]
     only: Option<String>,
+    #[command(flatten)]
+    pipelines: pipelines::Wanted,
 }
 
 #[tokio::main]
@@ -72,6 +75,9 @@ async fn main() -> Result<()> {
     }
     if wanted("experiments") {
         experiments::run(args.seconds, &mut report).await?;
+    }
+    if wanted("pipelines") {
+        pipelines::run(&args.pipelines, args.seconds, &mut report).await?;
     }
     println!("{report}");
     println!("{}", report.json());
