@@ -75,7 +75,16 @@ impl Config {
             envoy_concurrency: 1,
             memory_bytes: 10_000_000,
             over_commit_percentage: 20,
-            capabilities: ["mlserver", "python", "sklearn"].map(str::to_owned).into(),
+            // Sample artefacts for Alibi's runtimes are Python models that stand in; others of them fail to load.
+            capabilities: [
+                "mlserver",
+                "python",
+                "sklearn",
+                "alibi-detect",
+                "alibi-explain",
+            ]
+            .map(str::to_owned)
+            .into(),
             log_level: "info".to_owned(),
             scheduler_ready_timeout_seconds: 10,
             without_filter: Vec::new(),

@@ -7,6 +7,7 @@ mod command;
 pub mod faults;
 mod grpc;
 mod http;
+mod inspected;
 mod json;
 mod models;
 mod running;
@@ -22,6 +23,7 @@ pub use running::{Running, root};
 pub use transcript::Transcript;
 pub use wait::{eventually, eventually_async};
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -57,9 +59,9 @@ pub fn run(start: impl FnOnce() -> Result<Running>, cases: &[Case]) -> ExitCode 
         "the system started in {:.1} s",
         begin.elapsed().as_secs_f32()
     );
-    let trials = cases
-        .iter()
-        .map(|&(name, case)| {
+    let trials = in_order(cases)
+        .into_iter()
+        .map(|(name, case)| {
             let running = running.clone();
             Trial::test(name, move || {
                 let begin = Instant::now();
@@ -74,6 +76,25 @@ pub fn run(start: impl FnOnce() -> Result<Running>, cases: &[Case]) -> ExitCode 
         running.stop(conclusion.has_failed());
     }
     conclusion.exit_code()
+}
+
+/// The cases as they are, or where the variables `E2E_ORDER` and `E2E_ROUNDS` have numbers, in another order and more than
+/// once: to see that none leans on another.
+fn in_order(cases: &[Case]) -> Vec<Case> {
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let rounds = number("E2E_ROUNDS").unwrap_or(1);
+    let mut all = Vec::new();
+    for round in 0..rounds {
+        all.extend(cases.iter().map(|case| (round, *case)));
+    }
+    if let Some(order) = number("E2E_ORDER") {
+        all.sort_by_key(|(round, (name, _))| {
+            let mut hasher = DefaultHasher::new();
+            (order, *round, *name).hash(&mut hasher);
+            hasher.finish()
+        });
+    }
+    all.into_iter().map(|(_, case)| case).collect()
 }
 
 fn selected(arguments: &Arguments, name: &str) -> bool {

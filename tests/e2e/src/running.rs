@@ -124,12 +124,16 @@ impl Running {
         let data = format!("127.0.0.1:{}", self.data());
         let api = format!("127.0.0.1:{}", self.system.ports().scheduler.api);
         let metrics = format!("127.0.0.1:{}", self.system.ports().replicas[0].metrics);
+        let tritons = self.system.ports().tritons.first();
+        let triton = tritons.map_or(0, |ports| ports.metrics);
+        let triton = format!("127.0.0.1:{triton}");
         let here = line
             .replace("0.0.0.0:9000", &data)
             .replace("localhost:9000", &data)
             .replace("0.0.0.0:9004", &api)
             // As the documentation writes it.
-            .replace("0.0.0:9006", &metrics);
+            .replace("0.0.0:9006", &metrics)
+            .replace("0.0.0:9007", &triton);
         let mut command = Command::new("sh");
         command.arg("-c").arg(&here);
         self.run(here, command, folder)
@@ -213,7 +217,7 @@ fn variables(
         ("MESH_IP", data.into()),
         ("SELDON_SCHEDULE_HOST", api.into()),
         ("SELDON_KAFKA_BROKER", kafka.into()),
-        ("TRITONCLIENT", cache.tritonclient_python()?.into()),
+        ("TRITONCLIENT", cache.clients_python()?.into()),
         ("OUT", folder.into()),
     ]))
 }

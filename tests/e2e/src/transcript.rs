@@ -11,13 +11,15 @@
 //! A command goes on in indented lines.
 //!
 //! `same`, `subset`, `outputs`: as [`Rule`]; `text`: equal but for white space at the ends of lines; `lines`: each line
-//! occurs, in this order; `split`: answers counted by route, each about as often as any other; `empty`: nothing is
-//! printed; `quiet`: nothing or `{}`, which pages of different age show; `any`: the command succeeds. `soon:` before
-//! one of them: the command is given again until it prints that.
+//! occurs, in this order; `split`: answers counted by route, each about as often as any other; `records`: as
+//! [`records`]; `empty`: nothing is printed; `quiet`: nothing or `{}`, which pages of different age show; `any`: the
+//! command succeeds; `fails`: it does not, and says each line on either output, in this order. `soon:` before one of
+//! them: the command is given again until it prints that.
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::inspected::records;
 use crate::json::{Rule, differences};
 use crate::running::Running;
 use crate::wait::eventually;
@@ -88,13 +90,21 @@ impl Transcript {
 impl Step {
     fn play(&self, running: &Running) -> Result<()> {
         match self.compare.strip_prefix("soon:") {
-            Some(compare) => eventually(10, || self.once(running, compare)),
+            Some(compare) => eventually(30, || self.once(running, compare)),
             None => self.once(running, &self.compare),
         }
     }
 
     fn once(&self, running: &Running, compare: &str) -> Result<()> {
         let done = running.shell(&self.folder, &self.command)?;
+        if compare == "fails" {
+            let said = format!("{}{}", done.stdout, done.stderr);
+            ensure!(
+                done.code != 0,
+                "it should have failed, and printed:\n{said}"
+            );
+            return in_order(&self.expected, &said).with_context(|| format!("printed:\n{said}"));
+        }
         let stderr = done.stderr.clone();
         let printed = done.ok()?;
         self.check(compare, &printed)
@@ -126,6 +136,7 @@ impl Step {
                 return Ok(());
             }
             "lines" => return in_order(&self.expected, printed),
+            "records" => return records(&self.expected, printed),
             other => bail!("unknown comparison {other}"),
         };
         let expected = serde_json::from_str(&self.expected).context("the expected JSON")?;

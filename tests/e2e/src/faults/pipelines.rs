@@ -59,17 +59,21 @@ impl Fleet {
         newest.with_context(|| format!("nothing about {name}"))
     }
 
-    /// Waits until a version of a pipeline is ready.
+    /// Waits until a version of a pipeline is ready: its engine has it, its gateways have it, and Envoys lead to them.
     pub async fn pipeline_ready(&self, name: &str, version: u32, seconds: u64) -> Result<()> {
         let look = async || {
             let state = self.pipeline_status(name).await?.state.unwrap_or_default();
+            let ready = PipelineStatus::PipelineReady;
             ensure!(
-                state.status() == PipelineStatus::PipelineReady
+                state.status() == ready
+                    && state.pipeline_gw_status() == ready
                     && state.pipeline_version >= version,
-                "version {} of {name} is {}: {}",
+                "version {} of {name} is {}: {}; at its gateways {}: {}",
                 state.pipeline_version,
                 state.status().as_str_name(),
-                state.reason
+                state.reason,
+                state.pipeline_gw_status().as_str_name(),
+                state.pipeline_gw_reason
             );
             Ok(())
         };

@@ -347,6 +347,33 @@ fn unknown(running: &Running) -> Result<()> {
         );
         ensure!(answer.error()?.contains("ghost"), "{}", answer.text());
     }
+    // It is named by its kind, whichever way it was asked for.
+    let kinds = [
+        ("/v2/models/ghost/infer", "ghost", "no model named ghost"),
+        (
+            "/v2/pipelines/ghost/infer",
+            "",
+            "no such pipeline is loaded",
+        ),
+        (
+            "/v2/models/ghost/infer",
+            "ghost.pipeline",
+            "no such pipeline is loaded",
+        ),
+        (
+            "/v2/models/ghost/infer",
+            "ghost.experiment",
+            "no such experiment is started",
+        ),
+    ];
+    for (path, header, wanted) in kinds {
+        let mut ask = Ask::post(path, IRIS);
+        if !header.is_empty() {
+            ask = ask.header("seldon-model", header);
+        }
+        let said = ask.send(running.data())?.error()?;
+        ensure!(said.contains(wanted) && said.contains("ghost"), "{said}");
+    }
     let head = Ask::new("HEAD", "/v2/models/ghost/ready").send(running.data())?;
     ensure!(head.status == 404, "{head:?}");
     let done = running.cli(&["model", "infer", "ghost", IRIS])?;

@@ -126,7 +126,7 @@ impl Calling {
             .header("host", &self.target)
             .header("seldon-model", format!("{}.pipeline", self.pipeline))
             .header("content-type", "application/json")
-            // Envoy keeps it, and tells the gateway.
+            // Envoy ends the request then, and tells the gateway.
             .header(
                 "x-envoy-upstream-rq-timeout-ms",
                 DEADLINE.as_millis().to_string(),
@@ -170,6 +170,11 @@ impl Callers {
         lock(&self.answers).right
     }
 
+    /// How many were told that it cannot be done.
+    pub(crate) fn refused(&self) -> u64 {
+        lock(&self.answers).typed.values().sum()
+    }
+
     /// Asks no more, waits for what is under way.
     pub(crate) async fn stop(self) -> Result<Answers> {
         self.stop.store(true, Ordering::Relaxed);
@@ -195,11 +200,6 @@ impl Answers {
             "{} callers had no answer in time",
             self.late
         );
-        self.not_wrong()
-    }
-
-    /// As [`Answers::honest`], but callers may have been left alone by a gateway that was stopped.
-    pub(crate) fn not_wrong(&self) -> Result<()> {
         ensure!(self.wrong.is_empty(), "wrong answers: {:?}", self.wrong);
         ensure!(self.untyped.is_empty(), "untyped: {:?}", self.untyped);
         Ok(())

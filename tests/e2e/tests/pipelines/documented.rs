@@ -4,38 +4,44 @@ use std::sync::PoisonError;
 use anyhow::{Context, Result};
 use seldon_e2e::{Case, Running, Transcript, eventually};
 
-pub const CASES: &[Case] = &[
-    ("documented::l10_triton_model_four_ways", |running| {
-        play(running, include_str!("../../expected/L10-triton.txt"))
-    }),
-    ("documented::l11_pipeline_four_ways", |running| {
-        play(running, include_str!("../../expected/L11.txt"))
-    }),
-    ("documented::p1_chain", |running| {
-        play(running, include_str!("../../expected/P1.txt"))
-    }),
-    ("documented::p2_tensors_of_steps", |running| {
-        play(running, include_str!("../../expected/P2.txt"))
-    }),
-    ("documented::p3_join", |running| {
-        play(running, include_str!("../../expected/P3.txt"))
-    }),
-    ("documented::p4_conditional", |running| {
-        play(running, include_str!("../../expected/P4.txt"))
-    }),
-    ("documented::p5_tensors_of_the_request", |running| {
-        play(running, include_str!("../../expected/P5.txt"))
-    }),
-    ("documented::p6_trigger_joins", |running| {
-        play(running, include_str!("../../expected/P6.txt"))
-    }),
-    ("documented::l17_pandas_query", |running| {
-        play(running, include_str!("../../expected/L17.txt"))
-    }),
-    ("documented::l18_cycle", |running| {
-        play(running, include_str!("../../expected/L18.txt"))
-    }),
-];
+macro_rules! transcripts {
+    ($($name:literal: $file:literal,)+) => {
+        pub const CASES: &[Case] = &[$((concat!("documented::", $name), |running| {
+            play(running, include_str!(concat!("../../expected/", $file, ".txt")))
+        })),+];
+    };
+}
+
+transcripts! {
+    "l7_pipeline_experiment": "L7",
+    "l9_pipeline_mirror": "L9",
+    "l10_triton_model_four_ways": "L10-triton",
+    "l11_pipeline_four_ways": "L11",
+    "l12_pipeline_readiness": "L12",
+    "l14_tritonclient": "L14",
+    "l16_batch_of_requests": "L16-pipelines",
+    "l17_pandas_query": "L17",
+    "l18_cycle": "L18",
+    "l20_income_drift_outlier_explainer": "L20",
+    "l21_cifar10_drift_outlier": "L21",
+    "l26_inference_page": "L26-pipelines",
+    "l28_kafka_by_hand": "L28",
+    "k14_topics_that_go_with_their_owner": "K14",
+    "p1_chain": "P1",
+    "p2_tensors_of_steps": "P2",
+    "p3_join": "P3",
+    "p4_conditional": "P4",
+    "p5_tensors_of_the_request": "P5",
+    "p6_trigger_joins": "P6",
+    "p7_trigger_with_others_data": "P7",
+    "p8_error_of_a_step": "P8",
+    "p9_concept_manifests": "P9",
+    "pp1_fed_by_a_pipeline": "PP1",
+    "pp2_two_pipelines_joined": "PP2",
+    "pp3_external_trigger": "PP3",
+    "pp4_fed_by_a_step": "PP4",
+    "pp5_fed_by_steps_of_two": "PP5",
+}
 
 fn play(running: &Running, text: &str) -> Result<()> {
     let transcript = Transcript::parse(text)?;
@@ -45,7 +51,12 @@ fn play(running: &Running, text: &str) -> Result<()> {
     if result.is_err() {
         // So that the next one starts afresh; most of it will not be there.
         for (kind, name) in there(running)? {
-            let _ = running.cli(&[&kind, "unload", &name]);
+            let end = if kind == "experiment" {
+                "stop"
+            } else {
+                "unload"
+            };
+            let _ = running.cli(&[&kind, end, &name]);
         }
     }
     result
@@ -53,7 +64,7 @@ fn play(running: &Running, text: &str) -> Result<()> {
 
 /// Names number their versions from 1 again only once those of before are gone.
 fn empty(running: &Running) -> Result<()> {
-    eventually(30, || {
+    eventually(150, || {
         let left = there(running)?;
         left.is_empty()
             .then_some(())
@@ -64,7 +75,7 @@ fn empty(running: &Running) -> Result<()> {
 /// What is loaded, by kind and name.
 fn there(running: &Running) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
-    for kind in ["pipeline", "model"] {
+    for kind in ["experiment", "pipeline", "model"] {
         let list = running.cli(&[kind, "list"])?.ok()?;
         let names = list
             .lines()

@@ -1,6 +1,7 @@
 //! Pipelines from a user's side: MLServer, Triton, the embedded broker, gateways and engine, one start for all cases.
 
 mod documented;
+mod limits;
 
 use std::process::ExitCode;
 
@@ -9,5 +10,5 @@ use seldon_local::System;
 
 fn main() -> ExitCode {
     let start = || Running::start(System::builder().triton(1).pipelines());
-    run(start, documented::CASES)
+    run(start, &[documented::CASES, limits::CASES].concat())
 }
