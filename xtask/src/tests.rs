@@ -146,9 +146,9 @@ impl Test {
             cache.rclone()?;
             cache.mlserver()?;
             cache.triton()?;
-            cache.kafka()?;
+            cache.kafka_tools()?;
             cache.grpcurl()?;
-            cache.tritonclient_python()?;
+            cache.clients_python()?;
             anyhow::Ok(cache)
         });
         // Programs and tests in one go: apart, they would have other features of shared dependencies.
@@ -170,6 +170,8 @@ impl Test {
             .chain(names)
             .collect();
         let mut command = cargo(&arguments)?;
+        // The agent's tests start its rclone; a machine need not have one.
+        command.env("SELDON_RCLONE", Cache::open()?.rclone()?);
         if self.long {
             command
                 .env("SELDON_TEST_LONG", "1")
