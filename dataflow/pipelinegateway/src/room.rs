@@ -227,9 +227,9 @@ mod tests {
         assert!(matches!(refused, Some(Unread::Full)));
         drop(first);
         // Of unknown length: as it comes, over and above what was known.
-        let mut growing = Measured::new(body(10), 50, room.share())
-            .ok()
-            .expect("room");
+        let Ok(mut growing) = Measured::new(body(10), 50, room.share()) else {
+            panic!("there is room for 10 bytes");
+        };
         assert!(growing.see(10).is_ok() && taken(&room) == 10);
         assert!(growing.see(40).is_ok() && taken(&room) == 50);
         assert!(matches!(growing.see(1), Err(Unread::TooLarge)));
