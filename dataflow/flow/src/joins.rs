@@ -124,6 +124,15 @@ impl Joins {
             .filter_map(Slot::arrival)
     }
 
+    /// What went on alone and is held for the sides that are missing.
+    pub fn gone_on(&self) -> impl Iterator<Item = &Arc<Arrival>> {
+        let open = self.entries.values().filter(|entry| !entry.is_over);
+        let sides = open.flat_map(|entry| entry.slots.iter().zip(&entry.fired));
+        sides
+            .filter(|(_, fired)| **fired)
+            .filter_map(|(slot, _)| slot.arrival())
+    }
+
     /// All joins of one run.
     pub fn of(&self, id: &Identity) -> Vec<JoinKey> {
         let from = JoinKey {

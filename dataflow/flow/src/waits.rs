@@ -35,7 +35,7 @@ impl Flow {
     pub fn waits(&self) -> HashMap<At, Vec<Place>> {
         let mut all: HashMap<At, Waiting> = HashMap::new();
         for live in self.versions.values().filter(|live| live.waiting > 0) {
-            let mut waits = |record: &Record, place: Place| {
+            let mut waits = |record: &Record, place: Option<Place>| {
                 let at = (record.topic.clone(), record.partition, record.offset);
                 let waiting = all.entry(at).or_insert_with(|| {
                     let readers = live.graph.readers.get(&record.topic);
@@ -46,15 +46,19 @@ impl Flow {
                         places: BTreeSet::new(),
                     }
                 });
-                waiting.places.insert(place);
+                waiting.places.extend(place);
             };
             let steps = live.graph.steps.iter();
             for ((step, joins), batch) in steps.zip(&live.joins).zip(&live.batches) {
                 for arrival in joins.waiting() {
-                    waits(&arrival.cause.record, step.place(arrival));
+                    waits(&arrival.cause.record, Some(step.place(arrival)));
+                }
+                // Held, but done here: told of even where it waits nowhere else.
+                for arrival in joins.gone_on() {
+                    waits(&arrival.cause.record, None);
                 }
                 for (input, place) in batch.iter().flat_map(Open::places) {
-                    waits(&input.record, *place);
+                    waits(&input.record, Some(*place));
                 }
             }
         }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use prost::Message;
 use seldon_flow::{Emit, Flow, Input, Limits};
+use seldon_proto::chainer::pipeline_step_update::PipelineJoinType;
 use seldon_records::{Headers, Record, header};
 use world::{
     Spec, Step, World,
@@ -32,6 +33,10 @@ fn all_waits() -> Spec {
         Step::new("two", &["p.inputs", "one"]),
         Step::new("three", &["one"]).batch(Some(3), None),
         Step::new("four", &["three", "p.inputs"]).batch(Some(2), None),
+        // Its first side goes on alone, and is held for the trigger's sake until the second has come.
+        Step::new("five", &["one", "two"])
+            .join(PipelineJoinType::Any)
+            .triggers(&["p.inputs"]),
     ];
     Spec::new("p", steps, &["two", "four"])
 }

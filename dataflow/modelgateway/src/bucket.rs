@@ -178,7 +178,19 @@ impl Bucket {
             state.models.insert(inputs, Arc::clone(model));
         }
         drop(state);
-        self.extend(models)
+        let inputs: Vec<_> = models
+            .iter()
+            .map(|owned| Arc::clone(&owned.model.inputs))
+            .collect();
+        let done = self.extend(models);
+        if done.is_err() {
+            // The order fails, and is given again: it must not find that they are read.
+            let State { models, lanes, .. } = &mut *self.state();
+            models.retain(|topic, _| {
+                !inputs.contains(topic) || lanes.keys().any(|(read, _)| read == topic)
+            });
+        }
+        done
     }
 
     /// Begins to read more partitions of models, unless they have been given up meanwhile.
@@ -193,7 +205,13 @@ impl Bucket {
                 }
             }
         }
-        self.consumer.assign(&assigned)
+        let done = self.consumer.assign(&assigned);
+        if done.is_err() {
+            for (topic, partition, _) in assigned {
+                state.lanes.remove(&(topic, partition));
+            }
+        }
+        done
     }
 
     /// Begins a partition, unless it is read already.
@@ -494,17 +512,29 @@ impl Bucket {
 
     /// How far all partitions are.
     pub(crate) fn reached(&self) -> Vec<Reach> {
-        let mut state = self.state();
-        let State { models, lanes, .. } = &mut *state;
-        let of = |(key, lane): (&Key, &mut Lane)| {
+        let state = self.state();
+        let State { models, lanes, .. } = &*state;
+        let of = |(key, lane): (&Key, &Lane)| {
             Some(Reach {
                 key: key.clone(),
                 model: Arc::clone(models.get(&key.0)?),
                 position: lane.progress.position(),
                 next: lane.progress.next(),
-                rewound: lane.rewound.take(),
+                rewound: lane.rewound,
             })
         };
-        lanes.iter_mut().filter_map(of).collect()
+        lanes.iter().filter_map(of).collect()
+    }
+
+    /// It is known what these going back meant: until then it is evidence.
+    pub(crate) fn judged<'a>(&self, reached: impl Iterator<Item = &'a Reach>) {
+        let mut state = self.state();
+        for reach in reached {
+            if let Some(lane) = state.lanes.get_mut(&reach.key)
+                && lane.rewound == reach.rewound
+            {
+                lane.rewound = None;
+            }
+        }
     }
 }

@@ -99,6 +99,7 @@ impl Gateway {
         }
         if let Err(error) = self.read(&now).await {
             if now.len() > 1 {
+                tracing::warn!("orders are carried out one by one: {error:#}");
                 // One of them may spoil it for all.
                 for order in now {
                     let one = self.read(std::slice::from_ref(&order)).await;
@@ -181,13 +182,15 @@ impl Gateway {
             .iter()
             .flat_map(|(model, all)| all.clone().map(|one| (Arc::clone(&model.inputs), one)))
             .collect();
-        let ends = bucket.consumer.ends(&keys).await?;
         let stored = if self.shared.exactly_once() {
             let owner = exactly_once::transactional_id(&self.shared, number);
             exactly_once::take_over(bucket, &keys, &owner).await?
         } else {
             bucket.consumer.committed(&keys).await?
         };
+        // After what is stored was read: a former owner that lives on stores more meanwhile, and an end below that would
+        // be taken for another topic's.
+        let ends = bucket.consumer.ends(&keys).await?;
         let all = keys.iter().zip(stored.into_iter().zip(ends));
         let starts: Vec<Start> = all
             .map(|((_, partition), (stored, end))| Start::of(*partition, stored, end, unread))

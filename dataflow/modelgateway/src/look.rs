@@ -141,6 +141,7 @@ impl Gateway {
                 other.insert(Arc::clone(&reach.key.0), Arc::clone(&reach.model));
             }
         }
+        bucket.judged(reached.iter());
         for (topic, model) in other {
             let of_topic = reached.iter().filter(|reach| reach.key.0 == topic);
             let start = |reach: &Reach| {

@@ -39,9 +39,10 @@ impl Worker {
         };
         if owned.full.insert(topic.clone()) {
             tracing::warn!(%pipeline, %topic, "too many results wait for the topic: the pipeline waits too");
-            let all = owned.spots.keys().cloned().collect();
-            self.wait(pipeline, all);
         }
+        // Also what it reads only since.
+        let all = owned.spots.keys().cloned().collect();
+        self.wait(pipeline, all);
     }
 
     /// Lets pipelines go on that waited for room, as soon as there is some.
@@ -119,6 +120,9 @@ impl Worker {
         };
         if let Err(error) = read {
             tracing::error!(topic = %topic, partition, "a partition cannot be read: {error:#}");
+            // Whoever needs it next tries again.
+            self.positions.remove(at);
+            return;
         }
         self.positions.insert(at.clone(), start);
     }
