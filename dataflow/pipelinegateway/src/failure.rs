@@ -73,8 +73,17 @@ impl Failure {
         failure
     }
 
-    pub(crate) fn unknown(target: &Target) -> Self {
+    /// Nobody here answers for it. Envoy, which adds a header of its own, sends only what this gateway has served: it has
+    /// just begun and will have it in a moment, or has just left it.
+    pub(crate) fn unknown(target: &Target, fields: &HeaderMap) -> Self {
         let what = target.describe();
+        if fields.contains_key(&headers::INTERNAL_MODEL) {
+            let message =
+                format!("{what}: this gateway does not serve it at the moment, try again");
+            return Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message)
+                .after(Duration::from_secs(1))
+                .absent();
+        }
         let kind = what.split(' ').next().unwrap_or_default();
         let message = format!("{what}: no such {kind} on this gateway");
         Self::new(StatusCode::NOT_FOUND, Code::NotFound, message).absent()
@@ -303,6 +312,27 @@ mod tests {
             timestamp_ms: 0,
         };
         Failure::of_record(&record).expect("an error record")
+    }
+
+    #[test]
+    fn what_envoy_sends_here_exists() {
+        let target = Target::Pipeline("p".to_owned());
+        let mut fields = HeaderMap::new();
+        let unknown = Failure::unknown(&target, &fields);
+        assert_eq!(
+            (unknown.status.as_u16(), unknown.grpc),
+            (404, Code::NotFound)
+        );
+        fields.insert(
+            headers::INTERNAL_MODEL,
+            HeaderValue::from_static("p.pipeline"),
+        );
+        let elsewhere = Failure::unknown(&target, &fields);
+        assert_eq!(
+            (elsewhere.status.as_u16(), elsewhere.grpc),
+            (503, Code::Unavailable)
+        );
+        assert!(elsewhere.retry_after.is_some() && elsewhere.fields.contains_key(headers::ABSENT));
     }
 
     #[test]

@@ -95,13 +95,14 @@ impl Gateway {
                 }
             }
         };
-        let route = route.ok_or_else(|| Failure::unknown(target))?;
+        let route = route.ok_or_else(|| Failure::unknown(target, fields))?;
         let mut exchange = Exchange::begin(&self.metrics, route.name.clone(), method);
         // The token first, then the look: a pipeline that leaves waits for those that hold one.
         let flight = route.flights.token();
         if route.flights.is_closed() {
-            exchange.finish(refused(method, 404));
-            return Err(Failure::unknown(target));
+            let failure = Failure::unknown(target, fields);
+            exchange.finish(refused(method, failure.status.as_u16()));
+            return Err(failure);
         }
         let Ok(turn) = self.turns.clone().try_acquire_owned() else {
             exchange.finish(refused(method, 429));
@@ -166,8 +167,10 @@ impl Gateway {
 fn refused(method: Method, status: u16) -> &'static str {
     match (method, status) {
         (Method::Rest, 404) => "404",
+        (Method::Rest, 503) => "503",
         (Method::Rest, _) => "429",
         (Method::Grpc, 404) => "NotFound",
+        (Method::Grpc, 503) => "Unavailable",
         (Method::Grpc, _) => "ResourceExhausted",
     }
 }

@@ -244,7 +244,7 @@ impl Calls {
         let target = target.map_err(|cause| Failure::unnamed(&cause).status(&id))?;
         let found = self.0.routes.get(&target);
         let pipeline = found.filter(|route| matches!(route.target, Target::Pipeline(_)));
-        pipeline.ok_or_else(|| Failure::unknown(&target).status(&id))
+        pipeline.ok_or_else(|| Failure::unknown(&target, fields).status(&id))
     }
 }
 

@@ -1,18 +1,30 @@
 //! Reads the outputs topics: one consumer for all, assigned by hand, from the end, committing nothing.
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use seldon_kafka::{Admin, Consumer, Position, ReadError};
-use tokio::sync::Mutex;
+use tokio::sync::{
+    Mutex,
+    oneshot::{self, error::TryRecvError},
+};
 
 use crate::waiting::Waiting;
+
+/// Topics with their partitions and how many routes need them.
+type Topics = HashMap<Arc<str>, (i32, usize)>;
+/// A topic that is to be read, and who wants to know.
+type Wanted = (Arc<str>, oneshot::Sender<anyhow::Result<i32>>);
 
 /// The reader of answers.
 pub(crate) struct Replies {
     consumer: Consumer,
     admin: Arc<Admin>,
     waiting: Arc<Waiting>,
-    /// Partitions that are read, and for how many routes.
-    topics: Mutex<HashMap<Arc<str>, (i32, usize)>>,
+    topics: Mutex<Topics>,
+    wanted: std::sync::Mutex<Vec<Wanted>>,
 }
 
 impl Replies {
@@ -22,34 +34,119 @@ impl Replies {
             admin,
             waiting,
             topics: Mutex::default(),
+            wanted: std::sync::Mutex::default(),
         }
     }
 
     /// Reads a topic from now on: what is written after this returned is seen. Returns its partitions.
+    ///
+    /// Whoever comes first asks for all that wait behind: each question to the broker waits for a fetch on the same
+    /// connection, so that hundreds of them, one after the other, would take long.
     pub(crate) async fn read(&self, topic: &Arc<str>) -> anyhow::Result<i32> {
-        let mut topics = self.topics.lock().await;
-        if let Some((partitions, users)) = topics.get_mut(topic) {
-            *users += 1;
-            return Ok(*partitions);
+        loop {
+            let (sender, mut told) = oneshot::channel();
+            self.wanted().push((topic.clone(), sender));
+            let mut topics = self.topics.lock().await;
+            match told.try_recv() {
+                Ok(done) => return done,
+                // Who asked for it gave up.
+                Err(TryRecvError::Closed) => continue,
+                Err(TryRecvError::Empty) => {}
+            }
+            let wanted = std::mem::take(&mut *self.wanted());
+            self.read_all(&mut topics, wanted).await;
+            if let Ok(done) = told.await {
+                return done;
+            }
         }
-        let partitions = self.admin.partitions(topic).await?;
-        let partitions =
-            partitions.ok_or_else(|| anyhow::anyhow!("topic {topic} does not exist"))?;
-        let all: Vec<_> = (0..partitions).map(|at| (topic.clone(), at)).collect();
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Vec<Wanted>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read_all(&self, topics: &mut Topics, wanted: Vec<Wanted>) {
+        let fresh: BTreeSet<Arc<str>> = wanted
+            .iter()
+            .filter(|(topic, _)| !topics.contains_key(topic))
+            .map(|(topic, _)| topic.clone())
+            .collect();
+        let fresh: Vec<Arc<str>> = fresh.into_iter().collect();
+        let mut failed = HashMap::new();
+        let begun = self.begin(topics, &fresh, &mut failed).await;
+        if let (Err(error), [topic]) = (&begun, &*fresh) {
+            failed.insert(topic.clone(), format!("{error:#}"));
+        } else if begun.is_err() {
+            // One of them may spoil it for all.
+            for topic in &fresh {
+                let one = std::slice::from_ref(topic);
+                if let Err(error) = self.begin(topics, one, &mut failed).await {
+                    failed.insert(topic.clone(), format!("{error:#}"));
+                }
+            }
+        }
+        for (topic, told) in wanted {
+            let done = match topics.get_mut(&topic) {
+                Some((partitions, users)) => {
+                    *users += 1;
+                    Ok(*partitions)
+                }
+                None => {
+                    let text = failed.get(&topic).map_or("it was given up", String::as_str);
+                    Err(anyhow::anyhow!("topic {topic} is not read: {text}"))
+                }
+            };
+            if let Err(Ok(_)) = told.send(done) {
+                self.without(topics, &topic);
+            }
+        }
+    }
+
+    /// Begins to read topics, for nobody yet.
+    async fn begin(
+        &self,
+        topics: &mut Topics,
+        fresh: &[Arc<str>],
+        failed: &mut HashMap<Arc<str>, String>,
+    ) -> anyhow::Result<()> {
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = fresh.iter().map(ToString::to_string).collect();
+        let known = self.admin.all_partitions(&names).await?;
+        let mut all = Vec::new();
+        for topic in fresh {
+            match known.get(&**topic) {
+                Some(partitions) => all.extend((0..*partitions).map(|at| (topic.clone(), at))),
+                None => {
+                    failed.insert(topic.clone(), format!("topic {topic} does not exist"));
+                }
+            }
+        }
         // Where the end is must be known before anything is written: the client finds it out only some time later.
         let ends = self.consumer.ends(&all).await?;
-        let all = all.into_iter().zip(ends);
         let positions: Vec<_> = all
+            .into_iter()
+            .zip(ends)
             .map(|((topic, at), end)| (topic, at, Position::Offset(end)))
             .collect();
         self.consumer.assign(&positions)?;
-        topics.insert(topic.clone(), (partitions, 1));
-        Ok(partitions)
+        for topic in fresh {
+            if let Some(partitions) = known.get(&**topic) {
+                topics.insert(topic.clone(), (*partitions, 0));
+            }
+        }
+        Ok(())
     }
 
     /// Reads a topic no more, once nobody else needs it.
     pub(crate) async fn leave(&self, topic: &Arc<str>) {
         let mut topics = self.topics.lock().await;
+        self.without(&mut topics, topic);
+    }
+
+    /// One less needs a topic.
+    fn without(&self, topics: &mut Topics, topic: &Arc<str>) {
         let Some((partitions, users)) = topics.get_mut(topic) else {
             return;
         };

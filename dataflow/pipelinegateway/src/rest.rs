@@ -148,13 +148,13 @@ async fn answer(
         Asked::Ready(named) => {
             let target = named.pipeline(fields)?;
             let route = gateway.routes.get(&target);
-            let route = route.ok_or_else(|| Failure::unknown(&target))?;
+            let route = route.ok_or_else(|| Failure::unknown(&target, fields))?;
             gateway.models.ready(&route).await.map(|()| empty(id))
         }
         Asked::Metadata(named) => {
             let target = named.pipeline(fields)?;
             let route = gateway.routes.get(&target);
-            let route = route.ok_or_else(|| Failure::unknown(&target))?;
+            let route = route.ok_or_else(|| Failure::unknown(&target, fields))?;
             let metadata = gateway.models.metadata(&route).await;
             Ok(as_json(&described(&metadata), id))
         }
