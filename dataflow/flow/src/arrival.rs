@@ -56,7 +56,9 @@ pub fn open(input: &Arc<Input>, topic: Option<&Topic>) -> Result<Vec<Arrival>, V
         }
         (Ok(Some(members)), Ok(message)) => {
             let counts: Vec<usize> = members.iter().map(|member| member.rows).collect();
-            let Some(parts) = rows::split(&message, &counts) else {
+            let parts = rows::split(&message, &counts);
+            let of_all = || rows::is_one(&message).then(|| vec![message.clone(); counts.len()]);
+            let Some(parts) = parts.or_else(of_all) else {
                 let total = counts
                     .iter()
                     .fold(0_usize, |sum, rows| sum.saturating_add(*rows));

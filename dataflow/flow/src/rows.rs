@@ -72,6 +72,12 @@ pub fn split(message: &ModelInferRequest, parts: &[usize]) -> Option<Vec<ModelIn
     Some(split)
 }
 
+/// Whether it has one row: what a model such as a drift detector says of a whole batch.
+pub fn is_one(message: &ModelInferRequest) -> bool {
+    let mut tensors = message.inputs.iter();
+    !message.inputs.is_empty() && tensors.all(|tensor| tensor.shape.first() == Some(&1))
+}
+
 fn slice(message: &ModelInferRequest, from: usize, to: usize) -> Option<ModelInferRequest> {
     let mut part = ModelInferRequest {
         id: message.id.clone(),

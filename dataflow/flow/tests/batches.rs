@@ -6,7 +6,7 @@ mod world;
 use seldon_records::header;
 use world::{
     Model, Spec, Step, World,
-    models::{FAILING, IDENTITY, LOSING, SIMPLE, request, rows_request},
+    models::{FAILING, IDENTITY, LOSING, SIMPLE, SUMMARY, request, rows_request},
 };
 
 fn batching(size: Option<u32>, window_ms: Option<u32>) -> Spec {
@@ -91,6 +91,20 @@ fn an_error_of_a_batch_answers_every_member() {
             .find(|answer| answer.headers.text(header::REQUEST_ID) == Some(key))
             .unwrap();
         assert_eq!(answer.headers.text(header::ID), Some(id));
+    }
+    world.drained();
+}
+
+#[test]
+fn what_is_said_of_all_rows_answers_every_member() {
+    let mut world = world(batching(Some(2), None), SUMMARY);
+    for key in ["a", "b"] {
+        world.call("p", key, &request(&[("x", "INT32", &[1])]));
+    }
+    world.run();
+    assert_eq!(world.calls["one"].len(), 1);
+    for key in ["a", "b"] {
+        assert_eq!(world.answers_to("p", key), ["x=7"]);
     }
     world.drained();
 }

@@ -170,8 +170,16 @@ pub const IDENTITY: Model = |request| {
     Ok(seldon_records::Contents::Request(request).into_response())
 };
 
-/// Loses rows.
+/// Loses or makes rows.
 pub const LOSING: Model = |request| {
+    let mut other = request.clone();
+    other.inputs[0].shape = vec![3, 1];
+    other.inputs[0].contents = Some(contents("INT32", &[7, 8, 9]));
+    IDENTITY(&other)
+};
+
+/// Says one thing about all rows, as a drift detector does.
+pub const SUMMARY: Model = |request| {
     let mut one = request.clone();
     one.inputs[0].shape = vec![1, 1];
     one.inputs[0].contents = Some(contents("INT32", &[7]));
