@@ -24,8 +24,9 @@ pub use transcript::Transcript;
 pub use wait::{eventually, eventually_async};
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -76,6 +77,60 @@ pub fn run(start: impl FnOnce() -> Result<Running>, cases: &[Case]) -> ExitCode 
         running.stop(conclusion.has_failed());
     }
     conclusion.exit_code()
+}
+
+/// As [`run`], with two systems: a case has one for itself. For cases that use the same names, and mostly wait.
+pub fn run_apart(start: impl Fn() -> Result<Running>, cases: &[Case]) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let wanted = cases
+        .iter()
+        .filter(|(name, _)| selected(&arguments, name))
+        .count();
+    let systems = arguments.test_threads.unwrap_or(2).min(wanted);
+    if arguments.list || wanted == 0 {
+        return run(start, cases);
+    }
+    arguments.test_threads = Some(systems);
+    let begin = Instant::now();
+    let started: Result<Vec<Running>> = (0..systems).map(|_| start()).collect();
+    let free = match started {
+        Ok(started) => Arc::new(Mutex::new(started)),
+        Err(error) => {
+            eprintln!("a system did not start: {}", chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    eprintln!(
+        "the systems started in {:.1} s",
+        begin.elapsed().as_secs_f32()
+    );
+    let trials = in_order(cases)
+        .into_iter()
+        .map(|(name, case)| {
+            let free = free.clone();
+            Trial::test(name, move || {
+                let begin = Instant::now();
+                // As many cases at a time as there are systems.
+                let running = lock(&free).pop().ok_or("no system is free")?;
+                let result = catch_unwind(AssertUnwindSafe(|| case(&running)));
+                lock(&free).push(running);
+                eprintln!("{name}: {:.1} s", begin.elapsed().as_secs_f32());
+                match result {
+                    Ok(result) => result.map_err(|error| Failed::from(chain(&error))),
+                    Err(panic) => resume_unwind(panic),
+                }
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    for running in lock(&free).drain(..) {
+        running.stop(conclusion.has_failed());
+    }
+    conclusion.exit_code()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The cases as they are, or where the variables `E2E_ORDER` and `E2E_ROUNDS` have numbers, in another order and more than

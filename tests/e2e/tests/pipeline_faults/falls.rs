@@ -15,6 +15,8 @@ use crate::scene::{Scene, small};
 const RECORDS: i64 = 20_000;
 /// Seconds that one round takes, to spread the records over all of them.
 const ROUND: f64 = 1.9;
+/// The same where a real Kafka has to come back.
+const KAFKA_ROUND: f64 = 5.0;
 
 fn rounds() -> u32 {
     if long() { 200 } else { 10 }
@@ -67,12 +69,11 @@ pub(crate) async fn real_kafka_killed() -> Result<()> {
     let start = || RealKafka::start(&Cache::open()?, Options::default());
     let mut kafka = spawn_blocking(start).await??;
     let scene = Scene::new(small().kafka(kafka.bootstrap())).await?;
-    let rounds = if long() { 50 } else { 2 };
-    let rate = 1000.0;
-    let records = if long() { 200_000 } else { RECORDS };
-    let load = scene.load(records, rate, false).await?;
+    let rounds = rounds();
+    let rate = RECORDS as f64 / (f64::from(rounds) * KAFKA_ROUND);
+    let load = scene.load(RECORDS, rate, false).await?;
     for _ in 0..rounds {
-        sleep(Duration::from_secs(2)).await;
+        sleep(Duration::from_secs(1)).await;
         kafka = spawn_blocking(move || {
             kafka.kill()?;
             kafka.restart()?;

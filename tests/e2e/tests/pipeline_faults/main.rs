@@ -17,7 +17,7 @@ mod unloaded;
 
 use std::process::ExitCode;
 
-use seldon_e2e::faults::{Fault, long, run_faults};
+use seldon_e2e::faults::{Fault, run_faults};
 use seldon_local::Component::{Broker, DataflowEngine, Envoy, ModelGateway, PipelineGateway};
 use seldon_local::Signal;
 
@@ -40,21 +40,13 @@ const CASES: &[Fault] = &[
     ("one_of_two_stopped", pairs::stopped),
     ("scaled_up_and_down", pairs::scaled),
     ("uneven_partitions_and_alike_ids", pairs::uneven_and_alike),
-];
-
-/// Those that have not passed each time so far; in the long run only, until they do.
-const UNSETTLED: &[Fault] = &[
     ("model_unloaded_and_loaded_again", unloaded::away_and_back),
-    ("real_kafka_killed", falls::real_kafka_killed),
     ("broker_stopped_for_30_seconds", || {
         away::broker_away(Signal::SIGSTOP)
     }),
+    ("real_kafka_killed", falls::real_kafka_killed),
 ];
 
 fn main() -> ExitCode {
-    if long() {
-        run_faults(&[CASES, UNSETTLED].concat())
-    } else {
-        run_faults(CASES)
-    }
+    run_faults(CASES)
 }

@@ -1,14 +1,14 @@
-//! Pipelines from a user's side: MLServer, Triton, the embedded broker, gateways and engine, one start for all cases.
+//! Pipelines from a user's side: MLServer, Triton, the embedded broker, gateways and engine, two of each for all cases.
 
 mod documented;
 mod limits;
 
 use std::process::ExitCode;
 
-use seldon_e2e::{Running, run};
+use seldon_e2e::{Running, run_apart};
 use seldon_local::System;
 
 fn main() -> ExitCode {
     let start = || Running::start(System::builder().triton(1).pipelines());
-    run(start, &[documented::CASES, limits::CASES].concat())
+    run_apart(start, &[documented::CASES, limits::CASES].concat())
 }
