@@ -26,6 +26,9 @@ use crate::{
 const MOST_ENDED: usize = 5;
 /// A former engine is waited for as long as this many times the time after which a lost one is replaced.
 const HANDOVER: u32 = 3;
+/// A model gateway has that long, in the same measure, to read the topics of a pipeline's models: a record that is written
+/// before is not seen. A real Kafka needs a minute for the topics of hundreds of models.
+const READING: u32 = 24;
 /// As many gateways as two are of use even where nothing is shared out.
 const FEWEST_GATEWAYS: usize = 2;
 
@@ -253,7 +256,7 @@ fn place_engine(entry: &mut Entry, pipelines: &Pipelines, fleets: &Fleets, world
     };
     let now = world.now.monotonic;
     let waits = entry.versions.iter().any(|one| one.lives() && awaited(one));
-    let wait = world.config.replace_after * HANDOVER;
+    let wait = world.config.replace_after * READING;
     entry.begin_by = waits.then(|| entry.begin_by.unwrap_or(now + wait));
     let waiting = entry.begin_by.is_some_and(|until| now < until);
     for version in entry.versions.iter_mut().filter(|version| version.lives()) {

@@ -90,7 +90,9 @@ fn a_pipeline_begins_when_its_models_topics_are_read_loaded_or_not() {
     assert!(bench.work(ModelGateway, "mg-0", false, true));
     assert_eq!(bench.inbox(Engine, "engine-0").len(), 1);
     bench.load(pipeline("r", vec![step("d", &[])])).unwrap();
-    bench.advance(bench.config.replace_after * 3);
+    bench.advance(bench.config.replace_after * 23);
+    assert_eq!(bench.inbox(Engine, "engine-0").len(), 1);
+    bench.advance(bench.config.replace_after);
     assert_eq!(bench.inbox(Engine, "engine-0").len(), 2);
     bench.disconnect(ModelGateway, "mg-0");
     bench.load(pipeline("s", vec![step("e", &[])])).unwrap();
