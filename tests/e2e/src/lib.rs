@@ -24,7 +24,6 @@ pub use transcript::Transcript;
 pub use wait::{eventually, eventually_async};
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -35,22 +34,42 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// One case: its name and what it does with the running system.
 pub type Case = (&'static str, fn(&Running) -> Result<()>);
 
-/// Starts the system, runs the cases against it and stops it.
-pub fn run(start: impl FnOnce() -> Result<Running>, cases: &[Case]) -> ExitCode {
+/// Starts the system, runs the cases against it, two at a time, and stops it.
+pub fn run(start: impl Fn() -> Result<Running>, cases: &[Case]) -> ExitCode {
+    run_on(|_| 1, start, cases)
+}
+
+/// As [`run`], with a system for each case of those that run at a time: for cases that use the same names, and mostly wait.
+pub fn run_apart(start: impl Fn() -> Result<Running>, cases: &[Case]) -> ExitCode {
+    run_on(|at_a_time| at_a_time, start, cases)
+}
+
+fn run_on(
+    systems: impl Fn(usize) -> usize,
+    start: impl Fn() -> Result<Running>,
+    cases: &[Case],
+) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(2);
+    let wanted = cases.iter();
+    let wanted = wanted
+        .filter(|(name, _)| selected(&arguments, name))
+        .count();
     // Nothing is started to list names, or for a filter that fits none of them.
-    let wanted = cases.iter().any(|(name, _)| selected(&arguments, name));
-    if arguments.list || !wanted {
+    if arguments.list || wanted == 0 {
         let trials = cases
             .iter()
             .map(|(name, _)| Trial::test(*name, || Ok(())))
             .collect();
         return libtest_mimic::run(&arguments, trials).exit_code();
     }
+    let at_a_time = arguments.test_threads.unwrap_or(2).min(wanted);
+    arguments.test_threads = Some(at_a_time);
     let begin = Instant::now();
-    let running = match start() {
-        Ok(running) => Arc::new(running),
+    let started: Result<Vec<_>> = (0..systems(at_a_time))
+        .map(|_| start().map(Arc::new))
+        .collect();
+    let systems = match started {
+        Ok(systems) => systems,
         Err(error) => {
             eprintln!("the system did not start: {}", chain(&error));
             return ExitCode::FAILURE;
@@ -60,77 +79,53 @@ pub fn run(start: impl FnOnce() -> Result<Running>, cases: &[Case]) -> ExitCode 
         "the system started in {:.1} s",
         begin.elapsed().as_secs_f32()
     );
-    let trials = in_order(cases)
-        .into_iter()
-        .map(|(name, case)| {
-            let running = running.clone();
-            Trial::test(name, move || {
-                let begin = Instant::now();
-                let result = case(&running).map_err(|error| Failed::from(chain(&error)));
-                eprintln!("{name}: {:.1} s", begin.elapsed().as_secs_f32());
-                result
-            })
-        })
-        .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Some(running) = Arc::into_inner(running) {
-        running.stop(conclusion.has_failed());
-    }
-    conclusion.exit_code()
-}
-
-/// As [`run`], with two systems: a case has one for itself. For cases that use the same names, and mostly wait.
-pub fn run_apart(start: impl Fn() -> Result<Running>, cases: &[Case]) -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    let wanted = cases
-        .iter()
-        .filter(|(name, _)| selected(&arguments, name))
-        .count();
-    let systems = arguments.test_threads.unwrap_or(2).min(wanted);
-    if arguments.list || wanted == 0 {
-        return run(start, cases);
-    }
-    arguments.test_threads = Some(systems);
-    let begin = Instant::now();
-    let started: Result<Vec<Running>> = (0..systems).map(|_| start()).collect();
-    let free = match started {
-        Ok(started) => Arc::new(Mutex::new(started)),
-        Err(error) => {
-            eprintln!("a system did not start: {}", chain(&error));
-            return ExitCode::FAILURE;
-        }
-    };
-    eprintln!(
-        "the systems started in {:.1} s",
-        begin.elapsed().as_secs_f32()
-    );
+    let places = systems.iter().cycle().take(at_a_time).cloned();
+    let free = Arc::new(Mutex::new(places.collect::<Vec<_>>()));
     let trials = in_order(cases)
         .into_iter()
         .map(|(name, case)| {
             let free = free.clone();
             Trial::test(name, move || {
                 let begin = Instant::now();
-                // As many cases at a time as there are systems.
-                let running = lock(&free).pop().ok_or("no system is free")?;
-                let result = catch_unwind(AssertUnwindSafe(|| case(&running)));
-                lock(&free).push(running);
+                let place = Place::take(&free)?;
+                let result = case(&place.running).map_err(|error| Failed::from(chain(&error)));
                 eprintln!("{name}: {:.1} s", begin.elapsed().as_secs_f32());
-                match result {
-                    Ok(result) => result.map_err(|error| Failed::from(chain(&error))),
-                    Err(panic) => resume_unwind(panic),
-                }
+                result
             })
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    for running in lock(&free).drain(..) {
+    drop(free);
+    for running in systems.into_iter().filter_map(Arc::into_inner) {
         running.stop(conclusion.has_failed());
     }
     conclusion.exit_code()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+type Places = Mutex<Vec<Arc<Running>>>;
+
+/// A case's place at a system, free again when it ends, however it ends.
+struct Place<'a> {
+    running: Arc<Running>,
+    free: &'a Places,
+}
+
+impl<'a> Place<'a> {
+    /// There are as many as run at a time.
+    fn take(free: &'a Places) -> Result<Self, Failed> {
+        let running = lock(free).pop().ok_or("no system is free")?;
+        Ok(Self { running, free })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        lock(self.free).push(self.running.clone());
+    }
+}
+
+fn lock(places: &Places) -> MutexGuard<'_, Vec<Arc<Running>>> {
+    places.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The cases as they are, or where the variables `E2E_ORDER` and `E2E_ROUNDS` have numbers, in another order and more than

@@ -1,8 +1,11 @@
 //! Orders to workers on real sockets, with a store that takes its time.
 #![allow(clippy::unwrap_used)] // a test may
+mod common;
+
 use std::{sync::mpsc, time::Duration};
 
-use seldon_core::{Config, Record, Synchronisation};
+use common::{PATIENCE, channel, options, socket};
+use seldon_core::Record;
 use seldon_grpc::{
     chainer::chainer_client::ChainerClient, scheduler::scheduler_client::SchedulerClient,
 };
@@ -11,18 +14,12 @@ use seldon_proto::{
     scheduler::{LoadPipelineRequest, Pipeline, PipelineStep},
 };
 use seldon_scheduler::{
-    resources::ListenerOptions,
-    services::GatewayPorts,
     sockets::Sockets,
     store::{Store, StoreError, Write},
-    system::{Options, run},
+    system::run,
 };
-use tokio::{net::TcpListener, sync::mpsc::UnboundedSender, time::timeout};
+use tokio::{sync::mpsc::UnboundedSender, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
-
-/// Longer than anything here takes; only a failure waits for it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Says that it begins to write, and is done when it is told so.
 struct Slow {
@@ -42,17 +39,6 @@ impl Store for Slow {
     }
 }
 
-async fn socket() -> (TcpListener, u16) {
-    let socket = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = socket.local_addr().unwrap().port();
-    (socket, port)
-}
-
-async fn channel(port: u16) -> Channel {
-    let address = Channel::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
-    address.connect().await.unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_is_told_of_a_pipeline_once_it_is_stored() {
     let (begins, mut begun) = tokio::sync::mpsc::unbounded_channel();
@@ -63,26 +49,7 @@ async fn an_engine_is_told_of_a_pipeline_once_it_is_stored() {
         socket().await,
         socket().await,
     ];
-    let options = Options {
-        rules: Config::new(Synchronisation::AfterTimeout(Duration::ZERO)),
-        listener: ListenerOptions {
-            port: 9000,
-            access_log: None,
-            tls: None,
-        },
-        filter_module: None,
-        envoy_stats_port: 9003,
-        envoy_certificates: None,
-        control_plane_tls: None,
-        discovery_tls: None,
-        routing_lease: Duration::ZERO,
-        gateway_ports: GatewayPorts {
-            http: 9010,
-            grpc: 9011,
-        },
-        scaling: None,
-        store: Slow { begins, done },
-    };
+    let options = options(Slow { begins, done });
     let sockets = Sockets {
         xds,
         scheduler: Some(scheduler),

@@ -1,8 +1,10 @@
 //! The services on real sockets, with a scripted agent in place of a real one, and without Envoys.
 #![allow(clippy::unwrap_used)] // a test may
-use std::{path::PathBuf, time::Duration};
+mod common;
 
-use seldon_core::{Config, Synchronisation};
+use std::path::PathBuf;
+
+use common::{PATIENCE, channel, options, socket};
 use seldon_grpc::{
     agent::agent_service_client::AgentServiceClient,
     health::health_check_service_client::HealthCheckServiceClient,
@@ -21,18 +23,13 @@ use seldon_proto::{
     scheduler::{control_plane_response::Event as Marker, model_status::ModelState, *},
 };
 use seldon_scheduler::{
-    resources::ListenerOptions,
-    services::GatewayPorts,
     sockets::Sockets,
     store::{Disk, Forgetful, Store, StoreError, Write},
-    system::{Options, run},
+    system::run,
 };
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, transport::Channel};
-
-/// Longer than anything here takes; only a failure waits for it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match timeout(PATIENCE, future).await {
@@ -49,39 +46,12 @@ struct Scheduler {
     task: JoinHandle<anyhow::Result<()>>,
 }
 
-async fn socket() -> (TcpListener, u16) {
-    let socket = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = socket.local_addr().unwrap().port();
-    (socket, port)
-}
-
 impl Scheduler {
     async fn start<S: Store>(store: S) -> Self {
         let (xds, _) = socket().await;
         let (scheduler, api) = socket().await;
         let (agent, agents) = socket().await;
         let (probes, health) = socket().await;
-        let timeout = Duration::ZERO;
-        let options = Options {
-            rules: Config::new(Synchronisation::AfterTimeout(timeout)),
-            listener: ListenerOptions {
-                port: 9000,
-                access_log: None,
-                tls: None,
-            },
-            filter_module: None,
-            envoy_stats_port: 9003,
-            envoy_certificates: None,
-            control_plane_tls: None,
-            discovery_tls: None,
-            routing_lease: Duration::ZERO,
-            gateway_ports: GatewayPorts {
-                http: 9010,
-                grpc: 9011,
-            },
-            scaling: None,
-            store,
-        };
         let sockets = Sockets {
             xds,
             scheduler: Some(scheduler),
@@ -92,7 +62,7 @@ impl Scheduler {
             health: probes,
         };
         let stop = CancellationToken::new();
-        let task = tokio::spawn(run(options, sockets, stop.clone()));
+        let task = tokio::spawn(run(options(store), sockets, stop.clone()));
         Self {
             api,
             agents,
@@ -102,21 +72,12 @@ impl Scheduler {
         }
     }
 
-    async fn channel(port: u16) -> Channel {
-        let address = format!("http://127.0.0.1:{port}");
-        Channel::from_shared(address)
-            .unwrap()
-            .connect()
-            .await
-            .unwrap()
-    }
-
     async fn api(&self) -> SchedulerClient<Channel> {
-        SchedulerClient::new(Self::channel(self.api).await)
+        SchedulerClient::new(channel(self.api).await)
     }
 
     async fn agents(&self) -> AgentServiceClient<Channel> {
-        AgentServiceClient::new(Self::channel(self.agents).await)
+        AgentServiceClient::new(channel(self.agents).await)
     }
 
     /// Ends it and waits until it has ended.
@@ -344,7 +305,7 @@ async fn what_is_unknown_or_not_built_is_said_so() {
     let refused = agents.subscribe(nobody).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
 
-    let mut introspect = IntrospectClient::new(Scheduler::channel(scheduler.api).await);
+    let mut introspect = IntrospectClient::new(channel(scheduler.api).await);
     let status = introspect.xds_status(XdsStatusRequest {}).await.unwrap();
     assert!(status.into_inner().envoys.is_empty());
     let asked = ExplainModelRequest {
@@ -353,7 +314,7 @@ async fn what_is_unknown_or_not_built_is_said_so() {
     let refused = introspect.explain_model(asked).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     for port in [scheduler.api, scheduler.agents] {
-        let mut health = HealthCheckServiceClient::new(Scheduler::channel(port).await);
+        let mut health = HealthCheckServiceClient::new(channel(port).await);
         let answer = health
             .health_check(seldon_proto::health::HealthCheckRequest {})
             .await;
@@ -434,7 +395,7 @@ async fn a_drained_replica_hands_its_model_over() {
         .await
         .unwrap();
     assert!(drained.into_inner().success);
-    let mut introspect = IntrospectClient::new(Scheduler::channel(scheduler.api).await);
+    let mut introspect = IntrospectClient::new(channel(scheduler.api).await);
     let asked = ExplainModelRequest {
         model: "iris".into(),
     };
@@ -550,7 +511,7 @@ async fn an_experiment_is_started_shown_explained_kept_and_stopped() {
     let _agent = obey(scheduler.agents().await, 0).await;
     experiment_until(&mut api, "a.b", |s| s.active).await;
     assert_eq!(running(&mut api).await, ["a.b"]);
-    let mut introspect = IntrospectClient::new(Scheduler::channel(scheduler.api).await);
+    let mut introspect = IntrospectClient::new(channel(scheduler.api).await);
     let asked = ExplainExperimentRequest {
         experiment: "a.b".into(),
     };

@@ -18,6 +18,13 @@ use super::scene::{ENGINE, Kind, MODELS, PIPELINES, Scene, chain};
 /// So many models and as many pipelines, with two topics each.
 const EACH: usize = 500;
 const CAPABILITY: &str = "bench";
+const PROCESSES: [(&str, Component); 5] = [
+    ("engine", ENGINE),
+    ("model gateway", MODELS),
+    ("pipeline gateway", PIPELINES),
+    ("scheduler", Component::Scheduler),
+    ("broker", Component::Broker),
+];
 /// Probes at a time.
 const AT_ONCE: usize = 16;
 
@@ -59,13 +66,7 @@ pub(super) async fn run(kind: Kind, report: &mut Report) -> Result<()> {
         "s",
     );
 
-    for (name, component) in [
-        ("engine", ENGINE),
-        ("model gateway", MODELS),
-        ("pipeline gateway", PIPELINES),
-        ("scheduler", Component::Scheduler),
-        ("broker", Component::Broker),
-    ] {
+    for (name, component) in PROCESSES {
         let start = scene.begin_again(component).await?;
         scene.ready(component).await?;
         let ready = start.elapsed().as_secs_f64();
@@ -79,13 +80,7 @@ pub(super) async fn run(kind: Kind, report: &mut Report) -> Result<()> {
             "s",
         );
     }
-    for (name, component) in [
-        ("engine", ENGINE),
-        ("model gateway", MODELS),
-        ("pipeline gateway", PIPELINES),
-        ("scheduler", Component::Scheduler),
-        ("broker", Component::Broker),
-    ] {
+    for (name, component) in PROCESSES {
         let memory = memory(scene.pid(component)?);
         report.shown(section, format!("{what}: memory of {name}"), memory, "MB");
     }
