@@ -389,20 +389,7 @@ pub(crate) fn refresh_timer(entry: &mut Entry, world: &mut World) {
     // One that is held beyond that is looked at when its gateway answers.
     let gone = entry.gone_at.filter(|gone| *gone > world.now.monotonic);
     let next = deadlines.chain(gone).min();
-    if next == entry.timer {
-        return;
-    }
-    if let Some(former) = entry.timer {
-        world
-            .timers
-            .remove(&(former, Timer::Model(entry.name.clone())));
-    }
-    if let Some(deadline) = next {
-        world
-            .timers
-            .insert((deadline, Timer::Model(entry.name.clone())));
-    }
-    entry.timer = next;
+    world.set_timer(Timer::Model, &entry.name, &mut entry.timer, next);
 }
 
 /// Whether requests for the model may still reach a replica that drains, and something can be done about it.

@@ -93,6 +93,25 @@ impl World {
         self.generation
     }
 
+    /// Moves the one deadline that something of this name has.
+    pub(crate) fn set_timer(
+        &mut self,
+        timer: fn(Arc<str>) -> Timer,
+        name: &Arc<str>,
+        set: &mut Option<Duration>,
+        due: Option<Duration>,
+    ) {
+        if due == *set {
+            return;
+        }
+        let timer = timer(name.clone());
+        if let Some(former) = *set {
+            self.timers.remove(&(former, timer.clone()));
+        }
+        self.timers.extend(due.map(|due| (due, timer)));
+        *set = due;
+    }
+
     /// Models that could not be placed may fit now.
     pub(crate) fn retry_unplaced(&mut self) {
         self.to_retry = self.unplaced.len();

@@ -47,7 +47,7 @@ pub(crate) fn settle(state: &mut State) {
         };
         let over = entry.stopped.is_some_and(|end| end <= world.now.monotonic);
         if over && entry.route.is_none() {
-            set_timer(&mut entry, None, world);
+            world.set_timer(Timer::Experiment, &entry.name, &mut entry.timer, None);
             continue;
         }
         refresh(&mut entry, experiments, (models, pipelines, fleets), world);
@@ -116,17 +116,5 @@ fn refresh(
     let rollout = entry.rollout.as_ref().filter(|_| entry.running());
     let due = rollout.and_then(|rollout| rollout.due());
     let due = due.filter(|due| *due > now).or(entry.stopped);
-    set_timer(entry, due, world);
-}
-
-fn set_timer(entry: &mut Entry, due: Option<std::time::Duration>, world: &mut World) {
-    if due == entry.timer {
-        return;
-    }
-    let timer = Timer::Experiment(entry.name.clone());
-    if let Some(former) = entry.timer {
-        world.timers.remove(&(former, timer.clone()));
-    }
-    world.timers.extend(due.map(|due| (due, timer)));
-    entry.timer = due;
+    world.set_timer(Timer::Experiment, &entry.name, &mut entry.timer, due);
 }

@@ -222,13 +222,8 @@ mod tests {
     use super::*;
     use crate::{Config, Now, Synchronisation};
 
-    #[test]
-    fn a_worker_that_comes_takes_only_its_own_part() {
-        let world = World::new(
-            Config::new(Synchronisation::AfterTimeout(Duration::ZERO)),
-            Now::default(),
-        );
-        let member = |index| Member {
+    fn member(index: u32) -> Member {
+        Member {
             index,
             stream: Some(1),
             lost_at: None,
@@ -236,7 +231,15 @@ mod tests {
             endpoint: None,
             objects: BTreeSet::new(),
             doubtful: false,
-        };
+        }
+    }
+
+    #[test]
+    fn a_worker_that_comes_takes_only_its_own_part() {
+        let world = World::new(
+            Config::new(Synchronisation::AfterTimeout(Duration::ZERO)),
+            Now::default(),
+        );
         let mut fleet = Fleet::default();
         for index in 0..4 {
             let name = format!("engine-{index}");
@@ -266,16 +269,7 @@ mod tests {
             let mut fleet = Fleet::default();
             for name in names {
                 let index = fleet.free_index(name);
-                let member = Member {
-                    index,
-                    stream: Some(1),
-                    lost_at: None,
-                    endpoint: None,
-                    objects: BTreeSet::new(),
-                    left: false,
-                    doubtful: false,
-                };
-                fleet.members.insert(name.into(), member);
+                fleet.members.insert(name.into(), member(index));
             }
             let members = fleet.members.into_iter();
             let all: Vec<(Arc<str>, u32)> = members.map(|(name, one)| (name, one.index)).collect();

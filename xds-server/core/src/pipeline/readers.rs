@@ -192,7 +192,8 @@ pub(crate) fn settle_reader(
         let changed = entry.map(|entry| Effect::ModelChanged(entry.name.clone()));
         world.effects.extend(changed);
     }
-    set_timer(&mut reader, name, world);
+    let due = reader.tasks.next_due();
+    world.set_timer(Timer::Reader, name, &mut reader.timer, due);
     if reader.tasks.is_empty() {
         pipelines.touch_ended();
     }
@@ -326,19 +327,6 @@ fn shown(
     }
     let text = "waits for its model gateway".to_owned();
     (ModelState::ModelProgressing, text)
-}
-
-fn set_timer(reader: &mut Reader, name: &Arc<str>, world: &mut World) {
-    let due = reader.tasks.next_due();
-    if due == reader.timer {
-        return;
-    }
-    let timer = Timer::Reader(name.clone());
-    if let Some(former) = reader.timer {
-        world.timers.remove(&(former, timer.clone()));
-    }
-    world.timers.extend(due.map(|due| (due, timer)));
-    reader.timer = due;
 }
 
 impl Reader {

@@ -59,7 +59,9 @@ pub(crate) fn reconcile(
         release_gateways(entry, &owners, world);
         place_engine(entry, pipelines, fleets, world);
         clean(entry, fleets, world);
-        forget_strays(entry, fleets, world);
+        if forget_strays(entry, fleets, world) {
+            world.effects.push(Effect::Persist(record(entry)));
+        }
     }
     send(entry, fleets, world);
     if open {
@@ -251,8 +253,8 @@ fn place_engine(entry: &mut Entry, pipelines: &Pipelines, fleets: &Fleets, world
     let readers = &pipelines.readers;
     let awaited = |version: &Version| {
         // One that ran had its topics read; and nobody is waited for for ever.
-        let awaits = !version.was_ready && version.engines.0.get(&owner).is_none_or(not_begun);
-        awaits && !readers.awaited(&version.spec, fleets).is_empty()
+        let begun = version.engines.0.get(&owner).is_some_and(Task::is_create);
+        !version.was_ready && !begun && !readers.awaited(&version.spec, fleets).is_empty()
     };
     let now = world.now.monotonic;
     let waits = entry.versions.iter().any(|one| one.lives() && awaited(one));
@@ -268,10 +270,6 @@ fn place_engine(entry: &mut Entry, pipelines: &Pipelines, fleets: &Fleets, world
         task.or_insert_with(|| Task::new(Doing::Create, number))
             .want(Doing::Create, number);
     }
-}
-
-fn not_begun(task: &Task) -> bool {
-    !task.is_create()
 }
 
 /// Has the topics of a pipeline that has ended deleted, by whichever engine is there.
@@ -292,16 +290,14 @@ fn clean(entry: &mut Entry, fleets: &Fleets, world: &World) {
     }
 }
 
-/// Engines that may have a version of a life before are told until they say that they have not.
-fn forget_strays(entry: &mut Entry, fleets: &Fleets, world: &mut World) {
+/// Engines that may have a version of a life before are told until they say that they have not. Whether any was forgotten.
+fn forget_strays(entry: &mut Entry, fleets: &Fleets, world: &World) -> bool {
     let before = entry.strays.len();
     let unknown = entry.restored && fleets.in_doubt(world);
     entry
         .strays
         .retain(|stray| unknown || !stray.engines.is_empty());
-    if entry.strays.len() < before {
-        world.effects.push(Effect::Persist(record(entry)));
-    }
+    entry.strays.len() < before
 }
 
 /// Sends orders that are due; to those who may have versions of a life before, first of these.
@@ -475,13 +471,5 @@ fn set_timer(entry: &mut Entry, fleets: &Fleets, world: &mut World) {
         .chain(doubt)
         .filter(|due| *due > now)
         .min();
-    if due == entry.timer {
-        return;
-    }
-    let timer = Timer::Pipeline(entry.name.clone());
-    if let Some(former) = entry.timer {
-        world.timers.remove(&(former, timer.clone()));
-    }
-    world.timers.extend(due.map(|due| (due, timer)));
-    entry.timer = due;
+    world.set_timer(Timer::Pipeline, &entry.name, &mut entry.timer, due);
 }

@@ -36,9 +36,8 @@ pub(super) fn refresh(
         .map(|(at, version)| {
             let latest = at == newest;
             let lacking = lacking(&version.spec, models);
-            let unread = models.1.awaited(&version.spec, fleets);
             let (status, reason) =
-                engine_status(entry, version, (&lacking, &unread), fleets, world);
+                engine_status(entry, version, (&lacking, models.1), fleets, world);
             let (gateway_status, gateway_reason) =
                 gateway_status(entry, version, latest, owners, world);
             Shown {
@@ -93,7 +92,7 @@ fn lacking(spec: &Pipeline, models: Models<'_>) -> Vec<String> {
 fn engine_status(
     entry: &Entry,
     version: &Version,
-    (lacking, unread): (&[String], &[&str]),
+    (lacking, readers): (&[String], &Readers),
     fleets: &Fleets,
     world: &World,
 ) -> (PipelineStatus, String) {
@@ -140,9 +139,14 @@ fn engine_status(
         return (again, "waits for workers to come back".to_owned());
     }
     let engine = fleets.engines.owners(&entry.name, 1, 0, world).pop();
+    let unread = if entry.begin_by.is_some() {
+        readers.awaited(&version.spec, fleets)
+    } else {
+        Vec::new()
+    };
     match engine {
         None => (PipelineCreate, "no dataflow engine is available".to_owned()),
-        Some(_) if entry.begin_by.is_some() && !unread.is_empty() => {
+        Some(_) if !unread.is_empty() => {
             let named = &unread[..unread.len().min(MOST_NAMED)];
             let text = format!("waits for the topics of {} to be read", named.join(", "));
             (again, text)

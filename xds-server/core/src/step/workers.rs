@@ -217,8 +217,8 @@ fn left(state: &mut State, name: &Arc<str>) {
         return;
     };
     member.left = true;
-    for object in member.objects.clone() {
-        if let Some(entry) = state.pipelines.entries.get_mut(&object) {
+    for object in &member.objects {
+        if let Some(entry) = state.pipelines.entries.get_mut(object) {
             for version in entry.all_versions_mut() {
                 version.engines.0.remove(name);
             }
