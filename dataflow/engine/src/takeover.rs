@@ -127,7 +127,7 @@ pub async fn claim(
 /// Up to where things may be handled again, when the end was looked at again. Pure.
 fn later(replay: Option<i64>, end: i64, is_held: bool) -> Option<i64> {
     if is_held {
-        Some(replay.map_or(end, |replay| replay.max(end)))
+        replay.max(Some(end))
     } else {
         replay
     }

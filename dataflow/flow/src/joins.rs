@@ -115,21 +115,22 @@ impl Joins {
 
     /// What waits in them. A side that went on alone is done, although its join waits for the others.
     pub fn waiting(&self) -> impl Iterator<Item = &Arc<Arrival>> {
-        let open = self.entries.values().filter(|entry| !entry.is_over);
-        let sides = open.flat_map(|entry| entry.slots.iter().zip(&entry.fired));
-        let sides = sides.filter(|(_, fired)| !**fired).map(|(slot, _)| slot);
         let constants = self.constants.values().flat_map(|found| &found.slots);
-        sides
-            .chain(constants.map(|(_, slot)| slot))
-            .filter_map(Slot::arrival)
+        let constants = constants.filter_map(|(_, slot)| slot.arrival());
+        self.sides(false).chain(constants)
     }
 
     /// What went on alone and is held for the sides that are missing.
     pub fn gone_on(&self) -> impl Iterator<Item = &Arc<Arrival>> {
+        self.sides(true)
+    }
+
+    /// Sides of open joins that went on alone, or that did not.
+    fn sides(&self, alone: bool) -> impl Iterator<Item = &Arc<Arrival>> {
         let open = self.entries.values().filter(|entry| !entry.is_over);
         let sides = open.flat_map(|entry| entry.slots.iter().zip(&entry.fired));
         sides
-            .filter(|(_, fired)| **fired)
+            .filter(move |(_, fired)| **fired == alone)
             .filter_map(|(slot, _)| slot.arrival())
     }
 

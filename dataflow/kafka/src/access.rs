@@ -68,7 +68,8 @@ impl Access {
 
     /// Brokers do let this client in.
     pub(crate) fn passed(&self) {
-        if self.refused.swap(false, Ordering::Relaxed) {
+        // Asked of each record, and seldom set: reading it leaves it to all threads.
+        if self.refused.load(Ordering::Relaxed) && self.refused.swap(false, Ordering::Relaxed) {
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }

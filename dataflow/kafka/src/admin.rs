@@ -1,6 +1,6 @@
 //! Topics: making them, deleting them, looking at them.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -289,6 +289,24 @@ impl Admin {
             Ok(topics.map(|topic| topic.name().to_owned()).collect())
         });
         names.await.context("the broker does not tell its topics")
+    }
+
+    /// Those of some topics that do not exist; others have no leader for a while. Of a broker that does not know `known`
+    /// nothing is believed.
+    pub async fn gone(
+        &self,
+        mut topics: HashSet<Arc<str>>,
+        known: &str,
+    ) -> Result<HashSet<Arc<str>>> {
+        if topics.is_empty() {
+            return Ok(topics);
+        }
+        let there: HashSet<String> = self.topics().await?.into_iter().collect();
+        if !there.contains(known) {
+            topics.clear();
+        }
+        topics.retain(|topic| !there.contains(&**topic));
+        Ok(topics)
     }
 }
 

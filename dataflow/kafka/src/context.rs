@@ -23,7 +23,7 @@ use crate::{SendError, access::Access, oauth::Grant};
 /// One client's.
 pub(crate) struct Context {
     pub(crate) grant: Option<Arc<Grant>>,
-    pub(crate) access: Arc<Access>,
+    pub(crate) access: Access,
 }
 
 /// Waits for the delivery of one record.

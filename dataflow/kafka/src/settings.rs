@@ -238,7 +238,7 @@ fn check(section: &str, own: &Properties) -> Result<()> {
 }
 
 fn client(mut all: Properties) -> Result<(ClientConfig, Context)> {
-    let access = Arc::new(Access::of(&all));
+    let access = Access::of(&all);
     let grant = Grant::taken_from(&mut all)?.map(Arc::new);
     let mut config = ClientConfig::new();
     let level = match all.remove("log_level").as_deref() {

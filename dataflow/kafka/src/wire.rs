@@ -1,5 +1,5 @@
 //! A connection of our own to a broker, with a token: for requests that librdkafka cannot log in for.
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -42,10 +42,10 @@ pub(crate) struct Wire {
 }
 
 /// What logging in takes.
-struct Login {
+struct Login<'a> {
     tls: Option<ClientTls>,
     token: String,
-    access: Arc<Access>,
+    access: &'a Access,
 }
 
 impl Wire {
@@ -63,7 +63,7 @@ impl Wire {
         let login = Login {
             tls: tls(config)?,
             token: token.token,
-            access: Arc::clone(access),
+            access,
         };
         let mut last = anyhow!("bootstrap.servers names no broker");
         for address in bootstrap
@@ -82,7 +82,7 @@ impl Wire {
         Err(last)
     }
 
-    async fn at_controller(address: &str, login: &Login) -> Result<Self> {
+    async fn at_controller(address: &str, login: &Login<'_>) -> Result<Self> {
         let mut wire = Self::at(address, login).await?;
         let none = MetadataRequest::default().with_topics(Some(Vec::new()));
         let cluster: MetadataResponse = wire.ask(ApiKey::Metadata, 4, &none).await?;
@@ -102,7 +102,7 @@ impl Wire {
         }
     }
 
-    async fn at(address: &str, login: &Login) -> Result<Self> {
+    async fn at(address: &str, login: &Login<'_>) -> Result<Self> {
         let named = || format!("broker {address}");
         let logging_in = async {
             let scheme = if login.tls.is_some() { "https" } else { "http" };
@@ -128,7 +128,7 @@ impl Wire {
             .with_context(named)
     }
 
-    async fn log_in(&mut self, login: &Login) -> Result<()> {
+    async fn log_in(&mut self, login: &Login<'_>) -> Result<()> {
         let mechanism = StrBytes::from_static_str("OAUTHBEARER");
         let request = SaslHandshakeRequest::default().with_mechanism(mechanism);
         let answer: SaslHandshakeResponse = self.ask(ApiKey::SaslHandshake, 1, &request).await?;

@@ -168,14 +168,10 @@ async fn heal(bucket: &Bucket, record: &mut Option<Outgoing>, error: &SendError,
     }
 }
 
-/// Fences the former owners of partitions, and tells what they have stored.
-pub(crate) async fn take_over(
-    bucket: &Bucket,
-    keys: &[Key],
-    owner: &str,
-) -> anyhow::Result<Vec<Option<i64>>> {
-    let consumer = &bucket.consumer;
-    let mut former: Vec<String> = consumer
+/// Fences the former owners of partitions: what they have stored stands after that.
+pub(crate) async fn take_over(bucket: &Bucket, keys: &[Key], owner: &str) -> anyhow::Result<()> {
+    let mut former: Vec<String> = bucket
+        .consumer
         .committed_by(keys)
         .await?
         .into_iter()
@@ -190,5 +186,5 @@ pub(crate) async fn take_over(
         let fenced = Transactions::new(&bucket.shared.settings, id).await;
         drop(fenced.with_context(|| format!("{id} cannot be fenced"))?);
     }
-    consumer.committed(keys).await
+    Ok(())
 }

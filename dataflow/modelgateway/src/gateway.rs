@@ -182,12 +182,11 @@ impl Gateway {
             .iter()
             .flat_map(|(model, all)| all.clone().map(|one| (Arc::clone(&model.inputs), one)))
             .collect();
-        let stored = if self.shared.exactly_once() {
+        if self.shared.exactly_once() {
             let owner = exactly_once::transactional_id(&self.shared, number);
-            exactly_once::take_over(bucket, &keys, &owner).await?
-        } else {
-            bucket.consumer.committed(&keys).await?
-        };
+            exactly_once::take_over(bucket, &keys, &owner).await?;
+        }
+        let stored = bucket.consumer.committed(&keys).await?;
         // After what is stored was read: a former owner that lives on stores more meanwhile, and an end below that would
         // be taken for another topic's.
         let ends = bucket.consumer.ends(&keys).await?;

@@ -1,6 +1,6 @@
 //! Looks at topics: partitions that were added, topics that were deleted and made anew, and how far models are behind.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -50,10 +50,10 @@ impl Gateway {
         if let Some(count) = found.get(&errors) {
             self.shared.errors.set_partitions(*count);
         }
-        let inputs = models.iter().map(|model| &model.inputs);
-        let deleted = self
-            .deleted(inputs.filter(|one| !found.contains_key(&***one)))
-            .await?;
+        let missing = models.iter().map(|model| &model.inputs);
+        let missing = missing.filter(|one| !found.contains_key(&***one));
+        let missing = missing.cloned().collect();
+        let deleted = self.shared.admin.gone(missing, &errors).await?;
         let mut grown = Vec::new();
         for model in models {
             if let Some(count) = found.get(&*model.outputs.topic) {
@@ -89,24 +89,6 @@ impl Gateway {
                 .await?;
         }
         self.compare(number, bucket, &found).await
-    }
-
-    /// Those of some topics, not to be used now, that do not exist. Others have no leader for a while. A broker that knows
-    /// our errors topic knows all.
-    async fn deleted<'a>(
-        &self,
-        topics: impl Iterator<Item = &'a Arc<str>>,
-    ) -> anyhow::Result<Vec<Arc<str>>> {
-        let mut topics: Vec<Arc<str>> = topics.cloned().collect();
-        if topics.is_empty() {
-            return Ok(topics);
-        }
-        let existing: HashSet<String> = self.shared.admin.topics().await?.into_iter().collect();
-        topics.retain(|topic| !existing.contains(&**topic));
-        if !existing.contains(&self.shared.names.errors()) {
-            topics.clear();
-        }
-        Ok(topics)
     }
 
     /// A topic that ends before what was read of it is another one. Where that is not seen to be gone, what is below may

@@ -20,7 +20,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::{
     failure::Failure,
     headers,
-    metrics::{Exchange, Method, Metrics},
+    metrics::{self, Exchange, Method, Metrics},
     room::Room,
     routes::{Route, Routes},
     target::Target,
@@ -101,12 +101,13 @@ impl Gateway {
         let flight = route.flights.token();
         if route.flights.is_closed() {
             let failure = Failure::unknown(target, fields);
-            exchange.finish(refused(method, failure.status.as_u16()));
+            exchange.finish(refused(method, &failure));
             return Err(failure);
         }
         let Ok(turn) = self.turns.clone().try_acquire_owned() else {
-            exchange.finish(refused(method, 429));
-            return Err(Failure::busy(target));
+            let failure = Failure::busy(target);
+            exchange.finish(refused(method, &failure));
+            return Err(failure);
         };
         Ok(Permit {
             route,
@@ -164,14 +165,10 @@ impl Gateway {
     }
 }
 
-fn refused(method: Method, status: u16) -> &'static str {
-    match (method, status) {
-        (Method::Rest, 404) => "404",
-        (Method::Rest, 503) => "503",
-        (Method::Rest, _) => "429",
-        (Method::Grpc, 404) => "NotFound",
-        (Method::Grpc, 503) => "Unavailable",
-        (Method::Grpc, _) => "ResourceExhausted",
+fn refused(method: Method, failure: &Failure) -> String {
+    match method {
+        Method::Rest => failure.status.as_str().to_owned(),
+        Method::Grpc => metrics::grpc_code(failure.grpc),
     }
 }
 

@@ -134,8 +134,7 @@ async fn answer(
     let asked = asked(path).ok_or_else(|| Failure::path(path))?;
     let verb = request.method();
     match (&asked, verb) {
-        (Asked::Infer(_), &Verb::POST) => {}
-        (Asked::Stream, _) => return Err(Failure::stream(path)),
+        (Asked::Infer(_), &Verb::POST) | (Asked::Stream, _) => {}
         (Asked::Infer(_), _) => return Err(Failure::method(path, "POST")),
         (_, &Verb::GET | &Verb::HEAD) => {}
         _ => return Err(Failure::method(path, "GET, HEAD")),

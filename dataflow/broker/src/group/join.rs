@@ -127,10 +127,7 @@ impl Group {
         if self.members.is_empty() {
             return true;
         }
-        let knows = |member: &Member, name: &StrBytes| {
-            member.protocols.iter().any(|(known, _)| known == name)
-        };
-        let shared = |name: &StrBytes| self.members.values().all(|member| knows(member, name));
+        let shared = |name: &StrBytes| self.members.values().all(|member| member.knows(name));
         self.kind == *kind && protocols.iter().any(|(name, _)| shared(name))
     }
 
@@ -243,15 +240,12 @@ impl Group {
 
     /// The leader's first protocol that all know.
     fn chosen(&self) -> StrBytes {
-        let knows = |member: &Member, name: &StrBytes| {
-            member.protocols.iter().any(|(known, _)| known == name)
-        };
         let leader = self.members.get(&self.leader);
         let mut names = leader
             .into_iter()
             .flat_map(|leader| &leader.protocols)
             .map(|(name, _)| name);
-        let shared = names.find(|name| self.members.values().all(|member| knows(member, name)));
+        let shared = names.find(|name| self.members.values().all(|member| member.knows(name)));
         shared.cloned().unwrap_or_default()
     }
 }

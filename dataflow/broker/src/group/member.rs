@@ -33,6 +33,10 @@ impl Member {
             .unwrap_or_default()
     }
 
+    pub(super) fn knows(&self, protocol: &StrBytes) -> bool {
+        self.protocols.iter().any(|(known, _)| known == protocol)
+    }
+
     pub(super) fn waits(&self) -> bool {
         self.joining
             .as_ref()

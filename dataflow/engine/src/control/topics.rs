@@ -1,5 +1,4 @@
 //! Looking at topics: partitions that they have got, topics that are gone, and how far reading is behind.
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Parts;
@@ -16,7 +15,10 @@ impl Parts {
         for (topic, count) in &counts {
             context.partitions.set(topic, *count);
         }
-        let gone = self.gone(&reads, &counts).await?;
+        let missing = reads.iter().map(|read| &read.topic);
+        let missing = missing.filter(|topic| !counts.contains_key(&***topic));
+        let missing = missing.cloned().collect();
+        let gone = context.admin.gone(missing, &context.progress).await?;
         for read in reads {
             let Some(count) = counts.get(&*read.topic).copied() else {
                 if gone.contains(&read.topic) {
@@ -29,28 +31,6 @@ impl Parts {
             self.grow(&read, count).await;
         }
         Ok(())
-    }
-
-    /// Topics that are read and do not exist. Of a broker that does not know the progress topic nothing is believed.
-    async fn gone(
-        &self,
-        reads: &[Read],
-        counts: &HashMap<String, i32>,
-    ) -> anyhow::Result<HashSet<Arc<str>>> {
-        let missing = reads.iter().map(|read| &read.topic);
-        let missing: HashSet<Arc<str>> = missing
-            .filter(|topic| !counts.contains_key(&***topic))
-            .cloned()
-            .collect();
-        if missing.is_empty() {
-            return Ok(missing);
-        }
-        let there: HashSet<String> = self.context.admin.topics().await?.into_iter().collect();
-        if !there.contains(&*self.context.progress) {
-            return Ok(HashSet::new());
-        }
-        let gone = missing.into_iter();
-        Ok(gone.filter(|topic| !there.contains(&**topic)).collect())
     }
 
     /// How far reading is behind.

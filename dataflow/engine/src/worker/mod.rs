@@ -293,8 +293,8 @@ impl Worker {
         if !paused.is_empty() {
             self.wait(pipeline, paused);
         }
-        for topic in full {
-            self.wait_for_room(pipeline, &topic);
+        if !full.is_empty() {
+            self.wait_for_room(pipeline, full);
         }
     }
 }

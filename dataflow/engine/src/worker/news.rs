@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use seldon_records::{Outgoing, Record};
 
-use super::{ALL, At, FLUSH, Worker, owned::Owned};
+use super::{ALL, At, FLUSH, Worker};
 use crate::ledger::{News, Place, outgoing};
 
 /// Records that all pipelines remember together: about 70 bytes each.
@@ -108,8 +108,10 @@ impl Worker {
     }
 
     /// A pipeline without its readings.
-    pub(super) fn forget(&mut self, pipeline: &Arc<str>) -> Option<Owned> {
-        let owned = self.pipelines.remove(pipeline)?;
+    pub(super) fn forget(&mut self, pipeline: &Arc<str>) {
+        let Some(owned) = self.pipelines.remove(pipeline) else {
+            return;
+        };
         if let Some(deadline) = owned.deadline {
             self.deadlines.remove(&(deadline, pipeline.clone()));
         }
@@ -118,7 +120,6 @@ impl Worker {
         self.unread(owned.spots.keys());
         self.context.metrics.forget(pipeline);
         self.waiting.remove(pipeline);
-        Some(owned)
     }
 
     /// Stops reading what nobody wants.

@@ -83,6 +83,17 @@ pub enum Ending {
     HandOver,
 }
 
+impl Ending {
+    /// Whether what comes by a topic is the next owner's; `enters`: by it requests enter.
+    pub fn leaves(self, enters: bool) -> bool {
+        match self {
+            Self::No => false,
+            Self::Draining => enters,
+            Self::HandOver => true,
+        }
+    }
+}
+
 /// A pipeline.
 pub struct Owned {
     pub name: Arc<str>,
@@ -179,12 +190,8 @@ impl Owned {
     /// Lets everything wait that is the next owner's.
     pub fn suspend(&mut self, position: impl Fn(&At) -> Option<i64>) {
         for (at, spot) in &mut self.spots {
-            let waits = match self.ending {
-                Ending::No => false,
-                Ending::Draining => self.entries.contains(&at.0),
-                Ending::HandOver => true,
-            };
-            if waits && !spot.cursor.is_suspended() {
+            let leaves = self.ending.leaves(self.entries.contains(&at.0));
+            if leaves && !spot.cursor.is_suspended() {
                 if let Some(position) = position(at) {
                     spot.cursor.passed(position);
                 }

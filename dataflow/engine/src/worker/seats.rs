@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use seldon_kafka::Position;
 
-use super::owned::Ending;
 use super::{At, Worker};
 
 impl Worker {
@@ -32,13 +31,15 @@ impl Worker {
         }
     }
 
-    /// Lets all of a pipeline wait: a topic that it writes to takes no more for now.
-    pub(super) fn wait_for_room(&mut self, pipeline: &Arc<str>, topic: &Arc<str>) {
+    /// Lets all of a pipeline wait: topics that it writes to take no more for now.
+    pub(super) fn wait_for_room(&mut self, pipeline: &Arc<str>, topics: Vec<Arc<str>>) {
         let Some(owned) = self.pipelines.get_mut(pipeline) else {
             return;
         };
-        if owned.full.insert(topic.clone()) {
-            tracing::warn!(%pipeline, %topic, "too many results wait for the topic: the pipeline waits too");
+        for topic in topics {
+            if owned.full.insert(topic.clone()) {
+                tracing::warn!(%pipeline, %topic, "too many results wait for the topic: the pipeline waits too");
+            }
         }
         // Also what it reads only since.
         let all = owned.spots.keys().cloned().collect();
@@ -70,11 +71,8 @@ impl Worker {
             owned.full.retain(|topic| !writer.has_room_for(topic));
             let paused = owned.flow.paused();
             let (ending, entries, full) = (owned.ending, &owned.entries, !owned.full.is_empty());
-            let may = |at: &At| match ending {
-                Ending::HandOver => false,
-                Ending::Draining if entries.contains(&at.0) => false,
-                _ => !full && !paused.contains(at),
-            };
+            let may =
+                |at: &At| !ending.leaves(entries.contains(&at.0)) && !full && !paused.contains(at);
             let mut resumed = Vec::new();
             let mut left = false;
             for (at, spot) in &mut owned.spots {

@@ -78,7 +78,7 @@ pub struct Tools {
 pub struct Writer {
     jobs: mpsc::UnboundedSender<Job>,
     gauge: Arc<Gauge>,
-    sinks: HashMap<Arc<str>, Arc<Sink>>,
+    sinks: HashMap<Arc<str>, Arc<Load>>,
     exact: bool,
 }
 
@@ -87,14 +87,13 @@ pub type OnWay = Arc<AtomicUsize>;
 
 #[derive(Default)]
 struct Gauge {
-    records: AtomicUsize,
-    bytes: AtomicUsize,
+    load: Load,
     less: Notify,
 }
 
-/// What is on its way to one topic.
+/// What is on its way: all of it, or to one topic.
 #[derive(Default)]
-struct Sink {
+struct Load {
     records: AtomicUsize,
     bytes: AtomicUsize,
 }
@@ -128,16 +127,14 @@ impl Drop for Done {
 struct Size {
     bytes: usize,
     gauge: Arc<Gauge>,
-    sink: Arc<Sink>,
+    sink: Arc<Load>,
     of: OnWay,
 }
 
 impl Size {
-    fn new(bytes: usize, gauge: Arc<Gauge>, sink: Arc<Sink>, of: OnWay) -> Self {
-        for (records, sum) in [(&gauge.records, &gauge.bytes), (&sink.records, &sink.bytes)] {
-            records.fetch_add(1, Ordering::Relaxed);
-            sum.fetch_add(bytes, Ordering::Relaxed);
-        }
+    fn new(bytes: usize, gauge: Arc<Gauge>, sink: Arc<Load>, of: OnWay) -> Self {
+        gauge.load.add(bytes);
+        sink.add(bytes);
         of.fetch_add(1, Ordering::Relaxed);
         Self {
             bytes,
@@ -150,26 +147,32 @@ impl Size {
 
 impl Drop for Size {
     fn drop(&mut self) {
-        let Self {
-            bytes,
-            gauge,
-            sink,
-            of,
-        } = self;
-        for (records, sum) in [(&gauge.records, &gauge.bytes), (&sink.records, &sink.bytes)] {
-            records.fetch_sub(1, Ordering::Relaxed);
-            sum.fetch_sub(*bytes, Ordering::Relaxed);
-        }
-        of.fetch_sub(1, Ordering::Relaxed);
-        gauge.less.notify_one();
+        self.gauge.load.sub(self.bytes);
+        self.sink.sub(self.bytes);
+        self.of.fetch_sub(1, Ordering::Relaxed);
+        self.gauge.less.notify_one();
     }
 }
 
-impl Sink {
+impl Load {
+    fn add(&self, bytes: usize) {
+        self.records.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sub(&self, bytes: usize) {
+        self.records.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn reaches(&self, records: usize, bytes: usize) -> bool {
+        self.records.load(Ordering::Relaxed) >= records
+            || self.bytes.load(Ordering::Relaxed) >= bytes
+    }
+
+    /// Of one topic, in quarters of what it may have.
     fn exceeds(&self, quarters: usize) -> bool {
-        let (records, bytes) = (&self.records, &self.bytes);
-        records.load(Ordering::Relaxed) >= SINK_RECORDS / 4 * quarters
-            || bytes.load(Ordering::Relaxed) >= SINK_BYTES / 4 * quarters
+        self.reaches(SINK_RECORDS / 4 * quarters, SINK_BYTES / 4 * quarters)
     }
 
     fn is_idle(&self) -> bool {
@@ -221,7 +224,7 @@ impl Writer {
         let _ = self.jobs.send(Job::Results(items));
     }
 
-    fn sink(&mut self, topic: &Arc<str>) -> Arc<Sink> {
+    fn sink(&mut self, topic: &Arc<str>) -> Arc<Load> {
         if self.sinks.len() > 1_000 && !self.sinks.contains_key(topic) {
             self.sinks.retain(|_, sink| !sink.is_idle());
         }
@@ -254,8 +257,7 @@ impl Writer {
 
     /// Whether more may be handed over.
     pub fn has_room(&self) -> bool {
-        self.gauge.records.load(Ordering::Relaxed) < RECORDS
-            && self.gauge.bytes.load(Ordering::Relaxed) < BYTES
+        !self.gauge.load.reaches(RECORDS, BYTES)
     }
 
     /// Resolves when something was written.
@@ -265,7 +267,7 @@ impl Writer {
 
     /// Results on their way.
     pub fn on_way(&self) -> usize {
-        self.gauge.records.load(Ordering::Relaxed)
+        self.gauge.load.records.load(Ordering::Relaxed)
     }
 
     /// Waits until no result is on its way.
