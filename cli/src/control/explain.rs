@@ -84,11 +84,19 @@ fn text(answer: &ExplainModelResponse) -> String {
     if !reason.is_empty() {
         let _ = write!(state, ": {reason}");
     }
+    if !answer.scaling.is_empty() && answer.scaling != reason {
+        let _ = write!(state, "\nautoscaling: {}", answer.scaling);
+    }
     if answer.servers.is_empty() && answer.route.is_empty() {
         // No table, no lines between.
-        return format!("{state}\nno server was considered, and no route leads to it");
+        let mut lines = vec![state, NOWHERE.to_owned()];
+        lines.extend(list("it waits for", &answer.waits_for));
+        lines.extend(list("what would help", &answer.help));
+        return lines.join("\n");
     }
     let mut parts = vec![state];
+    parts.extend(list("it waits for", &answer.waits_for));
+    parts.extend(list("what would help", &answer.help));
     if !answer.servers.is_empty() {
         parts.push(servers(answer));
     }
@@ -103,6 +111,15 @@ fn text(answer: &ExplainModelResponse) -> String {
     }
     let parts: Vec<_> = parts.iter().map(|part| part.trim_end()).collect();
     parts.join("\n\n")
+}
+
+const NOWHERE: &str = "no server was considered, and no route leads to it";
+
+/// Some lines under a heading; nothing where there are none.
+fn list(heading: &str, lines: &[String]) -> Option<String> {
+    let lines = lines.iter().map(|line| format!("\n- {line}"));
+    let lines: String = lines.collect();
+    (!lines.is_empty()).then(|| format!("{heading}:{lines}"))
 }
 
 fn servers(answer: &ExplainModelResponse) -> String {

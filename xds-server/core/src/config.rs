@@ -13,7 +13,7 @@ pub enum Synchronisation {
 }
 
 /// The rules' settings; all times are spans.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub synchronisation: Synchronisation,
     /// How long a replica whose stream is lost keeps its endpoints, unless they are a model's last.
@@ -42,6 +42,18 @@ pub struct Config {
     pub pipeline_gateways_max: u32,
     /// A worker's own limit for an order.
     pub order_timeout: Duration,
+    /// Models that have bounds are scaled by what agents see of their requests.
+    pub model_autoscaling: bool,
+    /// The least time after a change of a model's replicas before one is added, and before one is taken.
+    pub scale_up_pause: Duration,
+    pub scale_down_pause: Duration,
+    /// Servers that have bounds are scaled by what their models need.
+    pub server_autoscaling: bool,
+    /// How long a replica of a server must have held nothing before the server is asked to do without it.
+    pub scale_server_down_pause: Duration,
+    /// Of a hundred times that a model leaves a replica, how often, as a share, models may be packed onto fewer; 0 for
+    /// never.
+    pub server_packing: f64,
 }
 
 impl Config {
@@ -63,6 +75,12 @@ impl Config {
             model_gateways_max: 0,
             pipeline_gateways_max: 0,
             order_timeout: Duration::from_secs(120),
+            model_autoscaling: false,
+            scale_up_pause: Duration::from_secs(10),
+            scale_down_pause: Duration::from_secs(60),
+            server_autoscaling: true,
+            scale_server_down_pause: Duration::from_secs(60),
+            server_packing: 0.0,
         }
     }
 

@@ -21,6 +21,8 @@ pub enum Record {
         deleted: bool,
         /// The number with which its present life began: what an agent has of an older one is of a life before.
         born: u32,
+        /// Replicas that autoscaling has given it, in place of those of the specification.
+        scaled: Option<u32>,
     },
     /// An experiment that is wanted.
     Experiment {
@@ -142,6 +144,8 @@ pub enum Effect {
     PipelineChanged(Arc<str>),
     /// The status of a server changed: tell subscribers.
     ServerChanged(Arc<str>),
+    /// `State::scaling_request(server)` changed: tell whoever owns the server's replicas.
+    ServerScaled(Arc<str>),
     /// A drain has ended; `complete` when nothing is routed to the replica any more.
     Drained { token: u64, complete: bool },
 }

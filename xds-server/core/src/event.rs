@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use seldon_proto::{
-    agent::{AgentSubscribeRequest, ModelEventMessage},
+    agent::{AgentSubscribeRequest, ModelEventMessage, ModelScalingTriggerMessage},
     chainer::PipelineUpdateStatusMessage,
     scheduler::{
         Experiment, KubernetesMeta, Model, ModelUpdateStatusMessage, Pipeline, ServerNotify,
@@ -126,6 +126,8 @@ pub enum Event {
     },
     /// An agent reported on one of its models.
     AgentReported(Box<ModelEventMessage>),
+    /// An agent saw one of its models cross a threshold of autoscaling.
+    ScalingTriggered(Box<ModelScalingTriggerMessage>),
     /// An effect `Send` could not be delivered: the stream counts as lost, as if it had ended.
     SendFailed {
         agent: AgentKey,

@@ -2,11 +2,12 @@
 use std::sync::Arc;
 
 use crate::{
-    Generation, Route,
-    model::{Entry, wanted},
+    Generation, Route, advice,
+    model::Entry,
     replica_state::is_inactive,
     schedule::{server_passes, shortcoming, verdict},
     server::Server,
+    size::Size,
     world::World,
 };
 
@@ -17,6 +18,12 @@ pub struct Explanation {
     /// A name of the documented enum.
     pub state: String,
     pub reason: String,
+    /// What has to happen next, and by whom.
+    pub waits_for: Vec<String>,
+    /// What its author, or whoever runs the servers, could do.
+    pub help: Vec<String>,
+    /// The last decision of autoscaling; empty where there was none.
+    pub scaling: String,
     pub servers: Vec<ServerVerdict>,
     pub route: Option<Route>,
     /// The newest generation in which the route changed.
@@ -45,6 +52,14 @@ pub(crate) fn explain(entry: &Entry, route: Option<Route>, world: &World) -> Exp
         model: entry.name.clone(),
         state: entry.shown.state.as_str_name().to_owned(),
         reason: entry.shown.reason.as_deref().unwrap_or_default().to_owned(),
+        waits_for: advice::waits_for(entry, world),
+        help: advice::help(entry, world),
+        scaling: entry
+            .scaling
+            .decision
+            .as_deref()
+            .unwrap_or_default()
+            .to_owned(),
         servers: world
             .servers
             .iter()
@@ -63,7 +78,7 @@ fn server_verdict(entry: &Entry, name: &Arc<str>, server: &Server, world: &World
         _ if entry.deleted => "the model is deleted".to_owned(),
         Ok(()) if chosen => format!("hosts version {}", latest.number),
         Ok(()) => match shortcoming(entry, &latest.spec, name, server, world) {
-            crate::schedule::Rule::TooFew { suitable, .. } if suitable >= wanted(&latest.spec) => {
+            crate::schedule::Rule::TooFew { suitable, .. } if suitable >= entry.target() => {
                 "suitable, another server came first".to_owned()
             }
             rule => rule.to_string(),
@@ -108,8 +123,8 @@ fn replica_verdict(
     }
     let reason = match verdict(entry, name, index, server, world) {
         Ok(_) => format!(
-            "could take it, {} bytes free",
-            server.replicas[&index].free()
+            "could take it, {} free",
+            Size(server.replicas[&index].free())
         ),
         Err(rule) => rule.to_string(),
     };

@@ -2,6 +2,7 @@
 //!
 //! No I/O, no clock, no async: whoever owns a [`State`] feeds it [`Event`]s together with the time and carries out
 //! the [`Effect`]s it gets back. Every outcome of an effect returns as another event. Choices are deterministic.
+mod advice;
 mod config;
 mod effect;
 mod event;
@@ -14,8 +15,10 @@ mod reconcile;
 mod replica_state;
 mod retire;
 mod route;
+mod scaling;
 mod schedule;
 mod server;
+mod size;
 mod state;
 mod status;
 mod step;

@@ -8,6 +8,7 @@ use seldon_proto::scheduler::{
 use crate::{
     Generation, Split,
     replica_state::{ReplicaState, is_loaded, is_loading_or_loaded},
+    scaling::ModelScaling,
 };
 
 /// A parameter of this name with the value `false` or `off` has requests run at most once.
@@ -89,6 +90,9 @@ pub(crate) struct Entry {
     pub(crate) gone_at: Option<Duration>,
     /// Whether the store does not have it any more.
     pub(crate) forgotten: bool,
+    pub(crate) scaling: ModelScaling,
+    /// When what is shown changed last; monotonic.
+    pub(crate) settled_at: Duration,
 }
 
 impl Replica {
@@ -192,6 +196,8 @@ impl Entry {
             unconfirmed: false,
             gone_at: None,
             forgotten: false,
+            scaling: ModelScaling::default(),
+            settled_at: Duration::ZERO,
         }
     }
 

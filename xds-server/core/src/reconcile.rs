@@ -5,13 +5,14 @@ use seldon_proto::agent::model_operation_message::Operation;
 
 use crate::{
     Effect, Record,
-    model::{Entry, Version, minimum, wanted},
+    model::{Entry, Version},
     replica_state::{
         ReplicaState::{self, *},
         can_receive_traffic, is_loaded, is_loading, is_unloading,
     },
     retire::{retire_all, retire_old, retire_replaced, retire_surplus},
     route::{promote, publish},
+    scaling,
     schedule::{Decision, decide},
     server::Standing,
     status::refresh_shown,
@@ -235,6 +236,11 @@ fn place(entry: &mut Entry, world: &mut World) {
     if entry.unplaced.as_deref() != short.as_deref() {
         entry.unplaced = short.map(Arc::from);
     }
+    if entry.unplaced.is_some()
+        && let Some(wish) = scaling::consider_more(entry, world)
+    {
+        scaling::request(&wish, world);
+    }
     let Some(server) = server else { return };
     let latest = entry.latest();
     if !latest.is_on(&server) && !latest.replicas.is_empty() {
@@ -278,6 +284,7 @@ pub(crate) fn record(entry: &Entry) -> Record {
         spec: latest.spec.clone(),
         deleted: entry.deleted,
         born: entry.born,
+        scaled: entry.scaling.replicas,
     }
 }
 
@@ -342,6 +349,7 @@ fn finish(entry: &mut Entry, world: &mut World) {
     refresh_shown(entry, world);
     if std::mem::take(&mut entry.changed) {
         entry.since = world.now.wall;
+        entry.settled_at = world.now.monotonic;
         world.effects.push(Effect::ModelChanged(entry.name.clone()));
     }
     refresh_timer(entry, world);
@@ -423,12 +431,12 @@ pub(crate) fn cut_over_at(entry: &Entry) -> usize {
                 .count()
         })
         .sum();
-    let least = minimum(&latest.spec);
+    let least = entry.minimum();
     let placed = latest.placed().count();
     // Where only some replicas can be placed, and the model is content with those, waiting for more would be for ever.
     let most = match entry.unplaced.is_some() && least > 0 && placed >= least {
         true => placed,
-        false => wanted(&latest.spec),
+        false => entry.target(),
     };
     most.min(formerly).max(1)
 }

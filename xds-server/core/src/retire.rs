@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use crate::{
-    model::{Entry, Version, wanted},
+    model::{Entry, Version},
     reconcile::{available, cut_over_at, older, standing},
     replica_state::{
         ReplicaState::{Available, Draining, LoadFailed, UnloadEnvoyRequested},
@@ -43,8 +43,7 @@ pub(crate) fn retire_all(entry: &mut Entry, world: &mut World) {
 /// Older versions go when Envoys have taken enough replicas of the latest.
 pub(crate) fn retire_old(entry: &mut Entry, world: &mut World) {
     let latest = entry.latest_position();
-    let replaced =
-        wanted(&entry.latest().spec) == 0 || available(entry.latest(), world) >= cut_over_at(entry);
+    let replaced = entry.target() == 0 || available(entry.latest(), world) >= cut_over_at(entry);
     let Entry { name, versions, .. } = entry;
     for (at, version) in versions.iter_mut().enumerate() {
         if version.stray || (at != latest && replaced) {
@@ -64,7 +63,7 @@ pub(crate) fn retire_old(entry: &mut Entry, world: &mut World) {
 /// Replicas that are lost or leaving go when others have taken over.
 pub(crate) fn retire_replaced(entry: &mut Entry, world: &mut World) {
     let latest = entry.latest_position();
-    let target = wanted(&entry.latest().spec);
+    let target = entry.target();
     let good = |version: &Version, index: u32, world: &World| {
         matches!(
             standing(version, index, world),
@@ -115,10 +114,9 @@ pub(crate) fn retire_replaced(entry: &mut Entry, world: &mut World) {
 
 /// Replicas beyond those wanted go when enough are available.
 pub(crate) fn retire_surplus(entry: &mut Entry, world: &mut World) {
-    let at = entry.latest_position();
+    let (at, target) = (entry.latest_position(), entry.target());
     let Entry { name, versions, .. } = entry;
     let latest = &mut versions[at];
-    let target = wanted(&latest.spec);
     if target == 0 {
         return retire_version(name, latest, world);
     }

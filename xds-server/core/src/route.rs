@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     Effect, ReplicaSet, Split,
-    model::{Entry, Version, wanted},
+    model::{Entry, Version},
     reconcile::cut_over_at,
     replica_state::{
         ReplicaState::{Available, Draining, Loaded, LoadedUnavailable, UnloadEnvoyRequested},
@@ -33,7 +33,7 @@ fn serving(version: &Version) -> BTreeSet<u32> {
 /// The route that the model should have.
 pub(crate) fn derive(entry: &Entry, world: &World) -> Vec<Split> {
     let latest = entry.latest_position();
-    let scaled_down = wanted(&entry.latest().spec) == 0 && world.sync.done;
+    let scaled_down = entry.target() == 0 && world.sync.done;
     if entry.deleted || scaled_down {
         return Vec::new();
     }

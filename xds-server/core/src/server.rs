@@ -10,7 +10,7 @@ use seldon_proto::{
     scheduler::{KubernetesMeta, Model},
 };
 
-use crate::{Config, Endpoint, Generation, StreamId, schedule::Sets};
+use crate::{Config, Endpoint, Generation, StreamId, scaling::ServerScaling, schedule::Sets};
 
 /// A drain that its agent asked for.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +43,8 @@ pub(crate) struct ServerReplica {
     pub(crate) excess: u64,
     /// Entries (whatever their state) by model.
     pub(crate) models: BTreeMap<Arc<str>, u32>,
+    /// Since when it has held none.
+    pub(crate) empty_since: Option<Duration>,
     /// Models that can answer.
     pub(crate) loaded: u32,
     pub(crate) drain: Option<Drain>,
@@ -81,6 +83,7 @@ pub(crate) struct Server {
     /// Common to all replicas that are connected.
     pub(crate) capabilities: BTreeSet<String>,
     pub(crate) sets: Sets,
+    pub(crate) scaling: ServerScaling,
 }
 
 impl ServerReplica {
@@ -93,6 +96,7 @@ impl ServerReplica {
                 host: String::new(),
                 http_port: 0,
                 grpc_port: 0,
+                over_committed: false,
             },
             endpoint_generation: 0,
             total_memory: 0,
@@ -102,6 +106,7 @@ impl ServerReplica {
             booked: 0,
             excess: 0,
             models: BTreeMap::new(),
+            empty_since: None,
             loaded: 0,
             drain: None,
             surplus: false,
@@ -195,6 +200,7 @@ pub(crate) fn endpoint(subscription: &AgentSubscribeRequest) -> Endpoint {
         host: config.inference_svc,
         http_port: port(config.inference_http_port),
         grpc_port: port(config.inference_grpc_port),
+        over_committed: config.over_commit_percentage > 0,
     }
 }
 

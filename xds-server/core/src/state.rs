@@ -17,7 +17,7 @@ use crate::{
     model::{Entry, logs_payloads, retries},
     pipeline::{self, Fleets, Pipelines},
     reconcile::{forget, reconcile, refresh_timer},
-    status, step,
+    scaling, status, step,
     world::{Timer, World},
 };
 
@@ -235,6 +235,13 @@ impl State {
             .map(|(name, server)| status::server_status(name, server))
     }
 
+    /// Replicas that a server should have and has not been given yet: the documented request.
+    pub fn scaling_request(&self, name: &str) -> Option<ServerStatusResponse> {
+        let server = self.world.servers.get(name)?;
+        let (replicas, _) = server.scaling.requested?;
+        Some(status::scaling_request(name, replicas, server))
+    }
+
     /// All pipelines that can be shown, those lately deleted included.
     pub fn pipeline_names(&self) -> impl Iterator<Item = &Arc<str>> + '_ {
         self.pipelines.entries.keys()
@@ -341,6 +348,7 @@ impl State {
             };
             if self.world.sync.done {
                 step::prune(&mut self.world, &server);
+                scaling::consider_fewer(&mut self.world, &server);
             }
             announced.insert(server);
         }

@@ -9,7 +9,7 @@ use seldon_proto::scheduler::{
 };
 
 use crate::{
-    model::{Entry, Shown, Version, minimum, wanted},
+    model::{Entry, Shown, Version},
     reconcile::{self, older},
     replica_state::{
         ReplicaState::{LoadFailed, LoadedUnavailable, UnloadFailed},
@@ -94,8 +94,8 @@ fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>
     }
     let (available, target, least) = (
         reconcile::available(latest, world),
-        wanted(&latest.spec),
-        minimum(&latest.spec),
+        entry.target(),
+        entry.minimum(),
     );
     if available == 0 && target == 0 {
         return (ModelState::ModelScaledDown, None);
@@ -104,7 +104,11 @@ fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>
     let enough =
         available >= target || (least > 0 && available >= least) || (available > 0 && formerly());
     if enough {
-        return (ModelState::ModelAvailable, entry.unplaced.clone());
+        let decision = || entry.scaling.decision.clone();
+        return (
+            ModelState::ModelAvailable,
+            entry.unplaced.clone().or_else(decision),
+        );
     }
     if entry.unplaced.is_some() {
         return (ModelState::ScheduleFailed, entry.unplaced.clone());
@@ -221,5 +225,16 @@ pub(crate) fn server_status(name: &str, server: &Server) -> ServerStatusResponse
             .sum(),
         resources,
         kubernetes_meta: server.kubernetes_meta.clone(),
+    }
+}
+
+/// What whoever owns a server's replicas is asked for.
+pub(crate) fn scaling_request(name: &str, replicas: u32, server: &Server) -> ServerStatusResponse {
+    ServerStatusResponse {
+        r#type: server_status_response::Type::ScalingRequest.into(),
+        server_name: name.to_owned(),
+        expected_replicas: i32::try_from(replicas).unwrap_or(i32::MAX),
+        kubernetes_meta: server.kubernetes_meta.clone(),
+        ..ServerStatusResponse::default()
     }
 }

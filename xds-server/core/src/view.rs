@@ -83,4 +83,14 @@ pub struct Endpoint {
     pub http_port: u16,
     /// Equal to `http_port` where the agent is ours and serves both protocols on one port.
     pub grpc_port: u16,
+    /// It may have to load a model for a request: each model's requests should keep to one replica.
+    pub over_committed: bool,
+}
+
+impl Endpoint {
+    /// Whether both listen at one address.
+    pub(crate) fn same_place(&self, other: &Endpoint) -> bool {
+        (&self.host, self.http_port, self.grpc_port)
+            == (&other.host, other.http_port, other.grpc_port)
+    }
 }

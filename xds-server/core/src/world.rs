@@ -13,6 +13,7 @@ use crate::{
     AgentKey, Config, Effect, Generation, Now, Record, Worker,
     model::{Replica, Version},
     replica_state::{ReplicaState, holds_memory, is_transient},
+    scaling,
     server::Server,
     sync::StartUp,
 };
@@ -147,6 +148,7 @@ impl World {
         version.replicas.insert(at, Replica::new(index));
         if let Some(host) = self.host(version, index) {
             *host.models.entry(model.clone()).or_default() += 1;
+            host.empty_since = None;
         }
         at
     }
@@ -216,6 +218,36 @@ impl World {
                 host.models.remove(model);
             }
         }
+        let share = self.config.server_packing;
+        if let Some(name) = &version.server
+            && let Some(server) = self.servers.get_mut(name)
+        {
+            server.scaling.removed(share);
+            let agent = AgentKey {
+                server: name.clone(),
+                replica: index,
+            };
+            self.note_empty(&agent);
+        }
+    }
+
+    /// A replica of a server that can shrink is looked at again when it has held nothing for a while.
+    pub(crate) fn note_empty(&mut self, agent: &AgentKey) {
+        let now = self.now.monotonic;
+        let Some(server) = self.servers.get_mut(&agent.server) else {
+            return;
+        };
+        let scales = self.config.server_autoscaling && server.max_replicas > 0;
+        if let Some(replica) = server.replicas.get_mut(&agent.replica)
+            && replica.models.is_empty()
+            && replica.empty_since.is_none()
+        {
+            replica.empty_since = Some(now);
+            if scales {
+                let due = now + self.config.scale_server_down_pause;
+                self.timers.insert((due, Timer::Replica(agent.clone())));
+            }
+        }
     }
 
     /// What a runtime told of itself changes what each replica takes.
@@ -243,13 +275,14 @@ impl World {
             .get(server)
             .and_then(|known| known.replicas.get(&index)?.stream);
         let Some(stream) = stream else { return };
+        let autoscaling_enabled = scaling::automatic(&version.spec, self);
         let message = Box::new(ModelOperationMessage {
             operation: operation.into(),
             model_version: Some(ModelVersion {
                 model: Some((*version.spec).clone()),
                 version: version.number,
             }),
-            autoscaling_enabled: false,
+            autoscaling_enabled,
         });
         let agent = AgentKey {
             server: server.clone(),

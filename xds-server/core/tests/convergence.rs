@@ -11,7 +11,7 @@ use std::{
 use proptest::prelude::*;
 use seldon_core::{AgentKey, Config, Event, Measurement, Now, Record, Synchronisation};
 use seldon_proto::{
-    agent::model_operation_message::Operation,
+    agent::{model_operation_message::Operation, model_scaling_trigger_message::Trigger},
     scheduler::{Experiment, ExperimentRollout, Model, model_status::ModelState},
 };
 use sim::{Sim, agent, experiment, mirror, model, spec};
@@ -54,6 +54,12 @@ enum Op {
         errors: u64,
     },
     RejectFilter(bool),
+    /// An agent sees a model cross a threshold of autoscaling.
+    Trigger {
+        name: usize,
+        agent: usize,
+        up: bool,
+    },
     Restart,
 }
 
@@ -117,6 +123,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..3usize).prop_map(Op::Stop),
         3 => (0..40u64, 0..5u64).prop_map(|(requests, errors)| Op::Measured { requests, errors }),
         1 => any::<bool>().prop_map(Op::RejectFilter),
+        4 => (0..5usize, 0..5usize, any::<bool>()).prop_map(|(name, agent, up)| Op::Trigger { name, agent, up }),
         1 => Just(Op::Restart),
     ]
 }
@@ -148,6 +155,7 @@ impl History {
         let keep_terminated = Duration::from_secs(10_000_000);
         let mut sim = Sim::new(Config {
             keep_terminated,
+            model_autoscaling: true,
             ..Config::new(synchronisation)
         });
         for key in keys() {
@@ -185,6 +193,7 @@ impl History {
                 | Op::Stop(_)
                 | Op::Measured { .. }
                 | Op::RejectFilter(_)
+                | Op::Trigger { .. }
         );
         let before = self.routed();
         let settled = self.sim.state.synchronised() && !self.scaled;
@@ -291,6 +300,24 @@ impl History {
             Op::RejectFilter(reject) => {
                 let reason = reject.then(|| "refused".to_owned());
                 self.sim.step(Event::FilterRejected { reason }).unwrap();
+            }
+            Op::Trigger {
+                name: number,
+                agent,
+                up,
+            } => {
+                let status = self
+                    .sim
+                    .state
+                    .model_status(&name(number), false, Now::default());
+                let version = status.map_or(1, |status| status.versions[0].version);
+                let trigger = if up {
+                    Trigger::ScaleUp
+                } else {
+                    Trigger::ScaleDown
+                };
+                self.sim
+                    .trigger(&keys[agent], &name(number), version, trigger);
             }
             Op::Restart => {
                 let percents = self.percents();
@@ -413,12 +440,23 @@ impl History {
             held.entry(name.clone()).or_default().push(*version);
         }
         for (name, wanted) in &self.wanted {
-            let replicas = wanted.deployment_spec.as_ref().unwrap().replicas as usize;
+            let scaled = match &self.sim.models_stored[name.as_str()] {
+                Record::Model { scaled, .. } => *scaled,
+                other => panic!("{name} is stored as {other:?}"),
+            };
+            let asked = wanted.deployment_spec.as_ref().unwrap();
+            let replicas = scaled.unwrap_or(asked.replicas) as usize;
             let most = match spec(&mut wanted.clone()).server.as_deref() {
                 Some("beta") => 2,
                 _ => 3,
             };
-            let least = wanted.deployment_spec.as_ref().unwrap().min_replicas as usize;
+            let least = asked.min_replicas as usize;
+            if let Some(scaled) = scaled {
+                assert!(
+                    least > 0 && scaled >= asked.min_replicas,
+                    "{name} has {scaled} replicas"
+                );
+            }
             let (state, reason) = self.sim.status(name);
             let versions = held.remove(name).unwrap_or_default();
             if replicas == 0 {

@@ -128,7 +128,7 @@ fn schedule_failures_name_the_rule_and_end_when_the_world_changes() {
     check(
         &sim,
         "big",
-        "server mlserver: needs 500 bytes, replica 0 has 100 free",
+        "server mlserver: needs 500 B, replica 0 has 100 B free: 400 B short",
     );
     let mut pinned = model("pinned", 1);
     spec(&mut pinned).server = Some("triton".into());
@@ -207,7 +207,7 @@ fn a_pinned_model_never_tries_another_server_but_a_requirement_does() {
         sim.status("pinned"),
         (
             ScheduleFailed,
-            "server a: needs 500 bytes, replica 0 has 100 free".into()
+            "server a: needs 500 B, replica 0 has 100 B free: 400 B short".into()
         )
     );
     let mut free = model("free", 1);

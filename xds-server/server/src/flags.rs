@@ -110,6 +110,32 @@ pub struct Flags {
     /// Make topics only for models that a pipeline uses or that have dataflow settings, not for every model.
     #[arg(long, value_name = "BOOL", env = "SELDON_TOPICS_ON_DEMAND", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub topics_on_demand: bool,
+    /// Scale models that have `minReplicas` or `maxReplicas` by what agents see of their requests.
+    #[arg(long, value_name = "BOOL", env = "ENABLE_MODEL_AUTOSCALING", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_model_autoscaling: bool,
+    /// The least time after a change of a model's replicas before one is added.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub model_scale_up_pause_seconds: u64,
+    /// The least time for which nothing about a model changed before a replica is taken from it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub model_scale_down_pause_seconds: u64,
+    /// Ask for as many replicas of a server that has `maxReplicas` as its models need.
+    #[arg(long, value_name = "BOOL", env = "ENABLE_SERVER_AUTOSCALING", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_server_autoscaling: bool,
+    /// How long a replica of a server must have held no model before the server is asked to do without it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub server_scale_down_pause_seconds: u64,
+    /// Pack models onto fewer replicas where they fit (experimental).
+    #[arg(long, value_name = "BOOL", env = "SERVER_PACKING_ENABLED", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub server_packing_enabled: bool,
+    /// How often a model that leaves a replica may lead to packing: a share from 0 to 1, or above that a percentage.
+    #[arg(
+        long,
+        value_name = "SHARE",
+        env = "SERVER_PACKING_PERCENTAGE",
+        default_value_t = 0.25
+    )]
+    pub server_packing_percentage: f64,
     /// Log level: trace, debug, info, warn, error.
     #[arg(long, value_name = "LEVEL", default_value = "debug")]
     pub log_level: String,
@@ -127,14 +153,6 @@ pub struct Flags {
 pub struct Unused {
     #[arg(long, value_name = "HOST", default_value = "0.0.0.0")]
     pub pipeline_gateway_host: String,
-    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
-    pub enable_model_autoscaling: bool,
-    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
-    pub enable_server_autoscaling: bool,
-    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
-    pub server_packing_enabled: bool,
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-    pub server_packing_percentage: f64,
     #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub enable_pprof: bool,
     #[arg(long, value_name = "PORT", default_value_t = 6060)]
@@ -159,12 +177,30 @@ fn most(wanted: i64) -> u32 {
     u32::try_from(wanted).unwrap_or(u32::MAX)
 }
 
+/// Documented as a share on one page and as a percentage on another.
+fn share(told: f64) -> f64 {
+    let share = if told > 1.0 { told / 100.0 } else { told };
+    if share.is_finite() {
+        share.clamp(0.0, 1.0)
+    } else {
+        0.0
+    }
+}
+
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 impl Flags {
     /// Reads the process's command line; ends the process where it is wrong or asks for help.
     pub fn from_command_line() -> Self {
         Self::parse_from(std::env::args_os().map(with_two_dashes))
+    }
+
+    /// The share of removals that may lead to packing; none where it is off.
+    pub fn packing(&self) -> f64 {
+        match self.server_packing_enabled {
+            true => share(self.server_packing_percentage),
+            false => 0.0,
+        }
     }
 
     /// The namespace of the service account, else of the flag; empty outside Kubernetes.

@@ -99,6 +99,12 @@ fn rules(flags: &Flags) -> anyhow::Result<Config> {
     });
     config.names = kafka::names(&flags.kafka_config_path, &namespace)?;
     config.topics_on_demand = flags.topics_on_demand;
+    config.model_autoscaling = flags.enable_model_autoscaling;
+    config.scale_up_pause = Duration::from_secs(flags.model_scale_up_pause_seconds);
+    config.scale_down_pause = Duration::from_secs(flags.model_scale_down_pause_seconds);
+    config.server_autoscaling = flags.enable_server_autoscaling;
+    config.scale_server_down_pause = Duration::from_secs(flags.server_scale_down_pause_seconds);
+    config.server_packing = flags.packing();
     config.model_gateways_max = flags.most_model_gateways();
     config.pipeline_gateways_max = flags.most_pipeline_gateways();
     Ok(config)

@@ -29,6 +29,7 @@ fn model(name: &str) -> Record {
         }),
         deleted: false,
         born: 2,
+        scaled: Some(3),
     }
 }
 

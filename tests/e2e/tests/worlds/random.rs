@@ -292,5 +292,6 @@ fn endpoint(random: &mut Random, replica: u32) -> Endpoint {
         host,
         http_port,
         grpc_port: http_port + u16::from(two),
+        over_committed: random.below(3) == 0,
     }
 }

@@ -6,6 +6,7 @@ use seldon_proto::scheduler::Model;
 use crate::{
     model::{is_explainer, pinned, required_memory},
     server::{Server, ServerReplica, missing_requirement},
+    size::Size,
 };
 
 const EXPLAINER_CAPABILITY: &str = "alibi-explain";
@@ -25,6 +26,12 @@ pub(crate) enum Rule {
         replica: u32,
         needs: u64,
         free: u64,
+    },
+    /// More than the replica has even when nothing else is loaded: over-commitment does not help.
+    TooLarge {
+        replica: u32,
+        needs: u64,
+        total: u64,
     },
     NoExplainer {
         replica: u32,
@@ -72,7 +79,20 @@ impl fmt::Display for Rule {
                 needs,
                 free,
             } => {
-                write!(f, "needs {needs} bytes, replica {replica} has {free} free")
+                let short = Size(needs - free);
+                let (needs, free) = (Size(*needs), Size(*free));
+                write!(
+                    f,
+                    "needs {needs}, replica {replica} has {free} free: {short} short"
+                )
+            }
+            Rule::TooLarge {
+                replica,
+                needs,
+                total,
+            } => {
+                let (needs, total) = (Size(*needs), Size(*total));
+                write!(f, "needs {needs}, replica {replica} has {total} in all")
             }
             Rule::NoExplainer { replica } => write!(
                 f,
@@ -147,6 +167,13 @@ pub(crate) fn replica_passes(
         return Err(Rule::Surplus { replica: index });
     }
     let (needs, free) = (required_memory(spec), replica.free());
+    if needs > replica.total_memory && replica.over_commit > 0 {
+        return Err(Rule::TooLarge {
+            replica: index,
+            needs,
+            total: replica.total_memory,
+        });
+    }
     if needs > free {
         return Err(Rule::Memory {
             replica: index,

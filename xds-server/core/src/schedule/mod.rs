@@ -14,7 +14,7 @@ use seldon_proto::scheduler::Model;
 pub(crate) use sets::Sets;
 
 use crate::{
-    model::{Entry, minimum, pinned, wanted},
+    model::{Entry, pinned},
     replica_state::{ReplicaState, is_loading_or_loaded, is_unloading},
     server::{Server, Standing},
     world::World,
@@ -63,7 +63,7 @@ type Places = BTreeSet<(Arc<str>, u32)>;
 
 fn decide_among(entry: &Entry, world: &World, avoided: &Places) -> Decision {
     let latest = entry.latest();
-    let target = wanted(&latest.spec);
+    let target = entry.target();
     let home = latest
         .server
         .as_ref()
@@ -88,7 +88,7 @@ fn decide_among(entry: &Entry, world: &World, avoided: &Places) -> Decision {
         }
         let candidacy = candidacy(entry, name, server, world, avoided);
         let possible = candidacy.kept.len() + candidacy.failed + candidacy.eligible.len();
-        let enough = match minimum(&latest.spec) {
+        let enough = match entry.minimum() {
             _ if replacing && home == Some(name) => candidacy.kept.len() + 1,
             0 => target,
             least => least.min(target),
@@ -230,7 +230,7 @@ pub(crate) fn shortcoming(
         .collect();
     let suitable = verdicts.iter().filter(|verdict| verdict.is_ok()).count();
     let mut reasons: Vec<Rule> = verdicts.into_iter().filter_map(Result::err).collect();
-    let target = wanted(spec);
+    let target = entry.target();
     if target == 1 && reasons.len() == 1 && suitable == 0 {
         return reasons.remove(0);
     }

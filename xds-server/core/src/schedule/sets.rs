@@ -41,6 +41,16 @@ impl Sets {
         }
     }
 
+    /// The most replicas that anything placed here has.
+    pub(crate) fn largest(&self) -> usize {
+        let sizes = self.by_size.iter().rev();
+        sizes
+            .filter(|(_, sets)| !sets.is_empty())
+            .map(|(size, _)| *size)
+            .next()
+            .unwrap_or(0)
+    }
+
     pub(crate) fn count(&self, size: usize) -> usize {
         self.by_size.get(&size).map_or(0, BTreeMap::len)
     }

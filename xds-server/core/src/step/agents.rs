@@ -70,6 +70,10 @@ pub(crate) fn connected(
     let world = &mut state.world;
     let replica = replica_of(world, &name, index);
     replica.excess = replica.booked.saturating_sub(replica.capacity);
+    world.note_empty(&crate::AgentKey {
+        server: name.clone(),
+        replica: index,
+    });
     let server = &world.servers[&name];
     if server.expected.is_none() && server.replicas.len() > server.recorded as usize {
         world.record_server(&name);
@@ -91,7 +95,10 @@ fn check_subscription(world: &World, subscription: &AgentSubscribeRequest) -> Re
     let known = world.servers.get(server.as_str());
     let there = known.and_then(|server| server.replicas.get(&index));
     match there {
-        Some(replica) if replica.stream.is_some() && replica.endpoint != endpoint(subscription) => {
+        Some(replica)
+            if replica.stream.is_some()
+                && !replica.endpoint.same_place(&endpoint(subscription)) =>
+        {
             Err(Refusal::Precondition(format!(
                 "replica {index} of server {server} is connected already, from {}: give each agent another index",
                 replica.endpoint.host

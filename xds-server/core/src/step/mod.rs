@@ -33,6 +33,7 @@ pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
             servers::disconnected(state, &agent, stream);
         }
         Event::AgentReported(report) => return agents::reported(state, &report),
+        Event::ScalingTriggered(report) => crate::scaling::triggered(state, &report),
         Event::DrainRequested { agent, token } => return servers::drain(state, &agent, token),
         Event::RoutesAcknowledged { serving, released } => {
             envoys::acknowledged(state, serving, released)

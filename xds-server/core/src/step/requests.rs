@@ -8,6 +8,7 @@ use crate::{
     model::{Entry, Version, is_name, logs_payloads, retries, same_artefact},
     reconcile::record,
     replica_state::is_inactive,
+    scaling::follow_spec,
     server::Server,
     world::World,
 };
@@ -34,10 +35,12 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
                 spec,
                 deleted,
                 born,
+                scaled,
             } => {
                 let mut entry = Entry::new(name.clone(), Version::new(version, spec), true);
                 // An agent that does not come back for now may have it.
                 (entry.deleted, entry.unconfirmed, entry.born) = (deleted, true, born);
+                entry.scaling.replicas = scaled;
                 state.models.insert(name.clone(), entry);
                 state.world.dirty.insert(name);
             }
@@ -163,6 +166,7 @@ fn revive(entry: &mut Entry, model: Model) {
     entry.versions.push(Version::new(number, Arc::new(model)));
     // What an Envoy refuses it refuses until it says otherwise: `rejected` stays.
     (entry.deleted, entry.gone_at, entry.unplaced) = (false, None, None);
+    entry.scaling = Default::default();
     (entry.authoritative, entry.changed, entry.born) = (true, true, number);
 }
 
@@ -170,9 +174,11 @@ fn revive(entry: &mut Entry, model: Model) {
 fn update(entry: &mut Entry, mut model: Model, world: &mut World) -> bool {
     let at = entry.latest_position();
     let latest = &mut entry.versions[at];
+    let former = latest.spec.clone();
     if !same_artefact(&latest.spec, &model) {
         let number = entry.next_number();
         entry.versions.push(Version::new(number, Arc::new(model)));
+        follow_spec(entry, &former);
         entry.unplaced = None;
         entry.changed = true;
         return true;
@@ -189,6 +195,7 @@ fn update(entry: &mut Entry, mut model: Model, world: &mut World) -> bool {
         world.effects.push(Effect::RouteChanged(entry.name.clone()));
     }
     latest.spec = Arc::new(model);
+    follow_spec(entry, &former);
     entry.changed = true;
     true
 }

@@ -147,6 +147,7 @@ impl Bench {
             host: name.into(),
             http_port: 9010,
             grpc_port: 9011,
+            over_committed: false,
         });
         self.step(Event::WorkerConnected {
             worker,

@@ -141,6 +141,7 @@ fn a_step_does_not_cost_more_where_there_are_many() {
             host: "pg-0".into(),
             http_port: 9010,
             grpc_port: 9011,
+            over_committed: false,
         });
         let event = Event::WorkerConnected {
             worker,

@@ -12,8 +12,10 @@ use seldon_core::{
 };
 use seldon_proto::{
     agent::{
-        AgentSubscribeRequest, ModelEventMessage, ModelOperationMessage, ModelVersion,
-        ReplicaConfig, model_event_message::Event as Report, model_operation_message::Operation,
+        AgentSubscribeRequest, ModelEventMessage, ModelOperationMessage,
+        ModelScalingTriggerMessage, ModelVersion, ReplicaConfig,
+        model_event_message::Event as Report, model_operation_message::Operation,
+        model_scaling_trigger_message::Trigger,
     },
     scheduler::{
         DeploymentSpec, Experiment, ExperimentCandidate, ExperimentMirror, MetaData, Model,
@@ -212,6 +214,7 @@ impl Sim {
                 }
                 Effect::ModelChanged(_)
                 | Effect::ServerChanged(_)
+                | Effect::ServerScaled(_)
                 | Effect::ExperimentChanged(_) => {}
             }
             if self.strict {
@@ -264,6 +267,37 @@ impl Sim {
         self.step(Event::UnloadModel {
             name: name.into(),
             kubernetes_meta: None,
+        })
+        .unwrap();
+    }
+
+    /// An agent sees a threshold crossed.
+    pub fn trigger(&mut self, key: &AgentKey, model: &str, version: u32, trigger: Trigger) {
+        self.step(Event::ScalingTriggered(Box::new(
+            ModelScalingTriggerMessage {
+                server_name: key.server.to_string(),
+                replica_idx: key.replica,
+                model_name: model.into(),
+                model_version: version,
+                trigger: trigger.into(),
+                ..ModelScalingTriggerMessage::default()
+            },
+        )))
+        .unwrap();
+    }
+
+    /// As the operator does for a server with bounds.
+    pub fn notify_bounds(&mut self, name: &str, expected: u32, least: u32, most: u32) {
+        let servers = vec![ServerNotify {
+            name: name.into(),
+            expected_replicas: expected,
+            min_replicas: least,
+            max_replicas: most,
+            ..ServerNotify::default()
+        }];
+        self.step(Event::ServerNotify {
+            servers,
+            first_sync: false,
         })
         .unwrap();
     }

@@ -8,7 +8,8 @@ use envoy_types::pb::envoy::{
             CircuitBreakers, Cluster, OutlierDetection,
             circuit_breakers::{Thresholds, thresholds::RetryBudget},
             cluster::{
-                ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy,
+                ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily,
+                EdsClusterConfig, LbPolicy, common_lb_config::ConsistentHashingLbConfig,
             },
         },
         core::v3::{
@@ -46,6 +47,26 @@ pub(super) enum Protocol {
     Grpc,
 }
 
+/// How a cluster chooses among its replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Balance {
+    LeastRequest,
+    /// Each model keeps to the replicas that have it in memory, unless they are busy.
+    ByModel,
+}
+
+impl Balance {
+    pub(super) fn of(endpoints: &[Endpoint]) -> Self {
+        match endpoints.len() > 1 && endpoints.iter().any(|endpoint| endpoint.over_committed) {
+            true => Self::ByModel,
+            false => Self::LeastRequest,
+        }
+    }
+}
+
+/// A replica with more than this share of the mean number of requests in flight, in percent, passes new ones on to the
+/// next on the ring: a busy model is loaded on a second replica, an idle one on one only.
+const BUSY_PERCENT: u32 = 150;
 /// No limit that a model could meet: fairness between models is the agent's matter.
 const UNLIMITED: u32 = 1_000_000;
 /// More than one replica has under way, and yet a bound.
@@ -70,10 +91,21 @@ pub(super) fn encode(
 ) -> Encoded {
     let by_name = endpoints.iter().any(|e| address_of(&e.host).is_none());
     let assignment = assignment(name, protocol, endpoints);
+    let balance = Balance::of(endpoints);
     let mut cluster = Cluster {
         name: name.into(),
         connect_timeout: seconds(CONNECT_SECONDS),
-        lb_policy: LbPolicy::LeastRequest.into(),
+        lb_policy: match balance {
+            Balance::LeastRequest => LbPolicy::LeastRequest.into(),
+            Balance::ByModel => LbPolicy::RingHash.into(),
+        },
+        common_lb_config: (balance == Balance::ByModel).then(|| CommonLbConfig {
+            consistent_hashing_lb_config: Some(ConsistentHashingLbConfig {
+                hash_balance_factor: number(BUSY_PERCENT),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         circuit_breakers: Some(limits()),
         outlier_detection: Some(ejection()),
         typed_extension_protocol_options: HashMap::from([(

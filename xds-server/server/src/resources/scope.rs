@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::{
         WeightedCluster,
         retry_policy::{RetryHostPredicate, retry_host_predicate},
         route,
-        route_action::{ClusterSpecifier, RequestMirrorPolicy},
+        route_action::{ClusterSpecifier, HashPolicy, RequestMirrorPolicy, hash_policy},
         route_match::{GrpcRouteMatchOptions, PathSpecifier},
         scoped_route_configuration::{Key, key},
         weighted_cluster::ClusterWeight,
@@ -26,7 +26,7 @@ use prost::Message;
 use seldon_routing::header::{MIRROR_CLUSTER, MIRROR_MODEL};
 
 use super::{
-    names::{ABSENT_HEADER, FILTER, INTERNAL_MODEL_HEADER, ROUTE_HEADER},
+    names::{ABSENT_HEADER, FILTER, INTERNAL_MODEL_HEADER, ROUTE_HEADER, SCOPE_HEADER},
     wire::{any, append, number, overwrite, seconds, truth},
 };
 
@@ -46,6 +46,8 @@ pub(super) struct Share {
     pub(super) http_cluster: String,
     /// Equal to `http_cluster` where one port serves both protocols.
     pub(super) grpc_cluster: String,
+    /// Whether its cluster chooses replicas by what they have in memory.
+    pub(super) by_model: bool,
     pub(super) weight: u32,
 }
 
@@ -128,6 +130,10 @@ impl Scope {
             action: Some(route::Action::Route(RouteAction {
                 timeout: seconds(0), // a model may take as long as it needs; the client's patience ends a request
                 cluster_specifier: Some(target),
+                hash_policy: match self.shares.iter().any(|share| share.by_model) {
+                    true => vec![by_scope()],
+                    false => Vec::new(),
+                },
                 ..Default::default()
             })),
             ..Default::default()
@@ -153,6 +159,17 @@ impl Share {
             response_headers_to_add: vec![self.response_header()],
             ..Default::default()
         }
+    }
+}
+
+/// The scope's key stands for the model: it is there before a replica is chosen, and clients cannot choose it.
+fn by_scope() -> HashPolicy {
+    HashPolicy {
+        policy_specifier: Some(hash_policy::PolicySpecifier::Header(hash_policy::Header {
+            header_name: SCOPE_HEADER.into(),
+            ..Default::default()
+        })),
+        ..Default::default()
     }
 }
 

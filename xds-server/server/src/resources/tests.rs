@@ -4,7 +4,10 @@ use std::{
 };
 
 use envoy_types::pb::envoy::config::{
-    core::v3::TypedExtensionConfig, listener::v3::Listener, route::v3::ScopedRouteConfiguration,
+    cluster::v3::{Cluster, cluster::LbPolicy},
+    core::v3::TypedExtensionConfig,
+    listener::v3::Listener,
+    route::v3::ScopedRouteConfiguration,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -80,8 +83,14 @@ impl Made {
             host: host.into(),
             http_port: ports.0,
             grpc_port: ports.1,
+            over_committed: false,
         };
         self.replicas.insert((server.into(), replica), endpoint);
+    }
+
+    fn over_committed(&mut self, server: &str, replica: u32) {
+        let endpoint = self.replicas.get_mut(&(server.into(), replica)).unwrap();
+        endpoint.over_committed = true;
     }
 
     fn serve(&mut self, model: &str, splits: &[(u32, &str, &[u32], u32)]) {
@@ -175,6 +184,43 @@ fn a_model_costs_one_scope_and_shares_its_cluster() {
     made.routes.clear();
     let removed = world.update(&made, &set(["iris", "wine"]), &set([]), &set([]));
     insta::assert_yaml_snapshot!("last_model_removed", names_of(&removed));
+}
+
+/// A replica that may have to load a model first is asked for it by as few Envoys and as often as can be.
+#[test]
+fn models_of_over_committed_replicas_keep_to_one_of_them() {
+    let mut made = Made::default();
+    for replica in 0..2 {
+        made.replica("mlserver", replica, "10.0.0.1", (9000, 9000));
+    }
+    made.serve("iris", &[(1, "mlserver", &[0, 1], 1)]);
+    made.serve("alone", &[(1, "mlserver", &[0], 1)]);
+    let mut world = World::new(None, None);
+    let mut all = BTreeMap::new();
+    let none = set([]);
+    collect(
+        &mut all,
+        world.update(&made, &set(["iris", "alone"]), &none, &none),
+    );
+    let hashed = |all: &BTreeMap<(&'static str, Arc<str>), bytes::Bytes>, model: &str| {
+        let body = all[&(types::SCOPE, Arc::from(format!("c:{model}")))].clone();
+        let scope = ScopedRouteConfiguration::decode(body).unwrap();
+        format!("{scope:?}").contains("x-seldon-scope")
+    };
+    assert!(!hashed(&all, "iris"));
+    made.over_committed("mlserver", 1);
+    collect(
+        &mut all,
+        world.update(&made, &none, &set(["mlserver"]), &none),
+    );
+    assert!(hashed(&all, "iris") && !hashed(&all, "alone"));
+    let rings = all.iter().filter(|((url, _), body)| {
+        let cluster = || Cluster::decode((*body).clone()).unwrap();
+        *url == types::CLUSTER && cluster().lb_policy == LbPolicy::RingHash as i32
+    });
+    assert_eq!(rings.count(), 1);
+    collect(&mut all, vec![world.filter()]);
+    assert_eq!(all, made.snapshot());
 }
 
 #[test]
@@ -350,7 +396,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..6u8, prop::collection::vec((0..2u8, 1..8u8), 1..3))
             .prop_map(|(m, s)| Step::Route(m, s)),
         (0..6u8).prop_map(Step::Unroute),
-        (0..2u8, 0..3u8, 0..4u8).prop_map(|(s, r, how)| Step::Replica(s, r, how)),
+        (0..2u8, 0..3u8, 0..5u8).prop_map(|(s, r, how)| Step::Replica(s, r, how)),
         (
             0..3u8,
             prop::option::of(0..6u8),
@@ -415,7 +461,11 @@ impl Made {
                     0 => drop(self.replicas.remove(&(server.into(), replica))),
                     1 => self.replica(server, replica, "10.0.0.1", (9, 9)),
                     2 => self.replica(server, replica, "10.0.0.1", (9, 10)),
-                    _ => self.replica(server, replica, "host", (9, 9)),
+                    3 => self.replica(server, replica, "host", (9, 9)),
+                    _ => {
+                        self.replica(server, replica, "10.0.0.1", (9, 9));
+                        self.over_committed(server, replica);
+                    }
                 }
                 return set([server]);
             }

@@ -9,7 +9,7 @@ use seldon_ads::Change;
 use seldon_core::{Endpoint, ExperimentRoute, PIPELINE_GATEWAYS, ReplicaSet, Route, Split, State};
 
 use super::{
-    cluster::{self, Protocol},
+    cluster::{self, Balance, Protocol},
     experiment, filter,
     names::{
         FILTER, candidate_scope, client_scope, cluster_name, experiment_endpoint, internal_model,
@@ -54,6 +54,7 @@ type Entry = seldon_routing::Experiment;
 /// A replica set that some route uses.
 struct Used {
     ports: Ports,
+    balance: Balance,
     name: Arc<str>,
     /// Whether its endpoints are a resource of their own.
     separate_endpoints: bool,
@@ -182,7 +183,10 @@ impl World {
             .take_while(|(set, _)| set.server == *server);
         for (set, used) in of_server {
             let endpoints = view.endpoints(set);
-            let ports = Ports::of(&endpoints);
+            let (ports, balance) = (Ports::of(&endpoints), Balance::of(&endpoints));
+            if std::mem::replace(&mut used.balance, balance) != balance {
+                work.models.extend(used.models.iter().cloned());
+            }
             if ports != used.ports {
                 let old = used.clusters();
                 used.ports = ports;
@@ -354,6 +358,7 @@ impl World {
             let endpoints = view.endpoints(set);
             let mut used = Used {
                 ports: Ports::of(&endpoints),
+                balance: Balance::of(&endpoints),
                 name: cluster_name(set).into(),
                 separate_endpoints: false,
                 models: Names::new(),
@@ -398,6 +403,7 @@ impl World {
             internal_model: internal_model(&route.model, split.version),
             http_cluster: used.http_cluster(),
             grpc_cluster: used.grpc_cluster(),
+            by_model: used.balance == Balance::ByModel,
             weight: split.weight,
         })
     }

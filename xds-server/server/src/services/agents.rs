@@ -13,7 +13,6 @@ use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::not_built;
 use crate::writer::Handle;
 
 /// Serves `seldon.mlops.agent.AgentService`.
@@ -126,19 +125,31 @@ impl AgentService for Agents {
         Ok(Response::new(AgentDrainResponse { success }))
     }
 
-    /// Documented to be refused after the stream was read.
+    /// Each message is taken as it comes; the answer follows the end of the stream.
     async fn model_scaling_trigger(
         &self,
         request: Request<Streaming<ModelScalingTriggerMessage>>,
     ) -> Result<Response<ModelScalingTriggerResponse>, Status> {
         let mut triggers = request.into_inner();
         loop {
-            tokio::select! {
+            let next = tokio::select! {
                 () = self.stop.cancelled() => break,
-                next = triggers.next() => if !matches!(next, Some(Ok(_))) { break },
-            }
+                next = triggers.next() => next,
+            };
+            let Some(trigger) = next.transpose()? else {
+                break;
+            };
+            tracing::debug!(
+                server = trigger.server_name,
+                replica = trigger.replica_idx,
+                model = trigger.model_name,
+                trigger = trigger.trigger().as_str_name(),
+                "agent sees a threshold crossed"
+            );
+            self.writer
+                .happened(Event::ScalingTriggered(Box::new(trigger)));
         }
-        Err(not_built("scaling triggers of agents"))
+        Ok(Response::new(ModelScalingTriggerResponse {}))
     }
 }
 

@@ -76,6 +76,7 @@ impl SchedulerApi {
             host,
             http_port: port(request.subscriber_http_port, self.gateway_ports.http)?,
             grpc_port: port(request.subscriber_grpc_port, self.gateway_ports.grpc)?,
+            over_committed: false,
         })
     }
 
@@ -192,6 +193,10 @@ fn server(state: &State, name: &str, _: Now) -> Option<ServerStatusResponse> {
     state.server_status(name)
 }
 
+fn scaling(state: &State, name: &str, _: Now) -> Option<ServerStatusResponse> {
+    state.scaling_request(name)
+}
+
 #[tonic::async_trait]
 impl Scheduler for SchedulerApi {
     async fn load_model(&self, request: Request<LoadModelRequest>) -> Answer<LoadModelResponse> {
@@ -278,8 +283,14 @@ impl Scheduler for SchedulerApi {
             "server status"
         );
         let writer = self.writer.clone();
-        let stream = answers(&self.stop, |outlet| {
-            follow(writer, Kind::Servers, SERVERS_EVERY, server, outlet)
+        let stream = answers(&self.stop, |outlet| async move {
+            let (statuses, requests) = (outlet.clone(), writer.clone());
+            tokio::try_join!(
+                follow(writer, Kind::Servers, SERVERS_EVERY, server, statuses),
+                // Whoever owns the replicas is asked at once, and again when it has connected anew.
+                follow(requests, Kind::Scaling, Duration::ZERO, scaling, outlet),
+            )
+            .map(|_| ())
         });
         Ok(Response::new(stream))
     }

@@ -17,6 +17,12 @@ const UNDERWAY: usize = 64;
 /// Where a stream's task puts its answers.
 pub(super) struct Outlet<T>(mpsc::Sender<Result<T, Status>>);
 
+impl<T> Clone for Outlet<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 /// The caller has left, or takes nothing any more.
 #[derive(Debug)]
 pub(super) struct Gone;

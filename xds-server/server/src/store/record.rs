@@ -17,6 +17,8 @@ struct ModelRecord {
     deleted: bool,
     #[prost(uint32, tag = "4")]
     born: u32,
+    #[prost(uint32, optional, tag = "5")]
+    scaled: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -121,9 +123,11 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
             spec,
             deleted,
             born,
+            scaled,
         } => {
             let value = ModelRecord {
                 born: *born,
+                scaled: *scaled,
                 version: *version,
                 spec: Some(Model::clone(spec)),
                 deleted: *deleted,
@@ -177,6 +181,7 @@ pub(super) fn model(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
         spec: Arc::new(value.spec.unwrap_or_default()),
         deleted: value.deleted,
         born: value.born,
+        scaled: value.scaled,
     })
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Batch {
     pub(super) endpoints: Names,
     pub(super) models: Names,
     pub(super) servers: Names,
+    /// Servers that should have another number of replicas.
+    pub(super) scaled: Names,
     /// Experiments that share requests out in another way.
     pub(super) shares: Names,
     pub(super) experiments: Names,
@@ -63,6 +65,7 @@ impl Batch {
                 Effect::EndpointsChanged(server) => drop(self.endpoints.insert(server)),
                 Effect::ModelChanged(model) => drop(self.models.insert(model)),
                 Effect::ServerChanged(server) => drop(self.servers.insert(server)),
+                Effect::ServerScaled(server) => drop(self.scaled.insert(server)),
                 Effect::ExperimentRouted(experiment) => drop(self.shares.insert(experiment)),
                 Effect::ExperimentChanged(experiment) => {
                     self.experiments.insert(experiment);

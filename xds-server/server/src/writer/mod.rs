@@ -286,7 +286,7 @@ impl Writer {
             Command::Subscribe(kind, reply) => {
                 let names = match kind {
                     Kind::Models => self.state.model_names().cloned().collect(),
-                    Kind::Servers => self.state.server_names().cloned().collect(),
+                    Kind::Servers | Kind::Scaling => self.state.server_names().cloned().collect(),
                     Kind::Experiments => self.state.known_experiment_names().cloned().collect(),
                     Kind::Pipelines => self.state.pipeline_names().cloned().collect(),
                 };
@@ -371,6 +371,7 @@ impl Writer {
             endpoints,
             models,
             servers,
+            scaled,
             shares,
             experiments,
             pipelines,
@@ -396,6 +397,7 @@ impl Writer {
         self.open_when_synchronised();
         self.subscribers.tell(Kind::Models, &models);
         self.subscribers.tell(Kind::Servers, &servers);
+        self.subscribers.tell(Kind::Scaling, &scaled);
         self.subscribers.tell(Kind::Experiments, &experiments);
         self.subscribers.tell(Kind::Pipelines, &pipelines);
         self.tell_who_is_measured();

@@ -167,6 +167,7 @@ mod tests {
                 host: "127.0.0.1".into(),
                 http_port: 1,
                 grpc_port: 1,
+                over_committed: false,
             };
             replicas.map(endpoint).collect()
         }

@@ -10,6 +10,8 @@ use super::Names;
 pub enum Kind {
     Models,
     Servers,
+    /// Replicas that servers should have.
+    Scaling,
     Experiments,
     Pipelines,
 }

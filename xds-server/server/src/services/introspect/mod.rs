@@ -180,6 +180,9 @@ fn explained(explanation: Explanation) -> ExplainModelResponse {
         model: explanation.model.to_string(),
         state: explanation.state,
         reason: explanation.reason,
+        waits_for: explanation.waits_for,
+        help: explanation.help,
+        scaling: explanation.scaling,
         servers: explanation.servers.into_iter().map(server).collect(),
         route: splits
             .into_iter()

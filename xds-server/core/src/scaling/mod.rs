@@ -1,0 +1,7 @@
+//! How many replicas there are to be: of a model by what its agents see of its requests, of a server by what its models
+//! need.
+mod model;
+mod server;
+
+pub(crate) use model::{ModelScaling, automatic, follow_spec, triggered};
+pub(crate) use server::{ServerScaling, consider_fewer, consider_more, request};

@@ -1,0 +1,229 @@
+//! Autoscaling of models. Agents say that one has many requests in flight, or none for long; what follows is decided
+//! here, one replica at a time.
+use std::{sync::Arc, time::Duration};
+
+use seldon_proto::{
+    agent::{ModelScalingTriggerMessage, model_scaling_trigger_message::Trigger},
+    scheduler::Model,
+};
+
+use super::{consider_more, request};
+use crate::{
+    Effect, State,
+    model::{Entry, minimum, wanted},
+    reconcile::{available, record},
+    replica_state::is_loading,
+    schedule::{Decision, decide},
+    world::World,
+};
+
+/// What autoscaling has made of a model.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ModelScaling {
+    /// Replicas wanted in place of those of the specification.
+    pub(crate) replicas: Option<u32>,
+    /// When that changed last; monotonic.
+    changed: Option<Duration>,
+    /// The last decision, in words.
+    pub(crate) decision: Option<Arc<str>>,
+}
+
+/// Between which numbers of replicas a model may be scaled; both at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bounds {
+    least: u32,
+    most: u32,
+}
+
+/// `replicas` alone switches autoscaling off, and so does asking for none.
+fn bounds(spec: &Model) -> Option<Bounds> {
+    let deployment = spec.deployment_spec.as_ref()?;
+    let automatic = deployment.min_replicas > 0 || deployment.max_replicas > 0;
+    if !automatic || wanted(spec) == 0 {
+        return None;
+    }
+    let least = deployment.min_replicas.max(1);
+    let most = match deployment.max_replicas {
+        0 => u32::MAX,
+        most => most.max(least),
+    };
+    Some(Bounds { least, most })
+}
+
+/// Whether a model's agents are to watch its requests.
+pub(crate) fn automatic(spec: &Model, world: &World) -> bool {
+    world.config.model_autoscaling && bounds(spec).is_some()
+}
+
+/// The specification changed: a number of replicas that its author changed is in force at once, and so are bounds.
+pub(crate) fn follow_spec(entry: &mut Entry, former: &Model) {
+    let latest = entry.latest();
+    let replicas = |spec: &Model| spec.deployment_spec.as_ref().map_or(1, |d| d.replicas);
+    let kept = bounds(&latest.spec).filter(|_| replicas(former) == replicas(&latest.spec));
+    entry.scaling = match (kept, entry.scaling.replicas) {
+        (Some(bounds), Some(replicas)) => ModelScaling {
+            replicas: Some(replicas.clamp(bounds.least, bounds.most)),
+            ..std::mem::take(&mut entry.scaling)
+        },
+        _ => ModelScaling::default(),
+    };
+}
+
+/// An agent saw a threshold crossed. What does not fit what is known now is no error: it may have been sent before.
+pub(crate) fn triggered(state: &mut State, report: &ModelScalingTriggerMessage) {
+    let State { models, world, .. } = state;
+    let Some(entry) = models.get_mut(report.model_name.as_str()) else {
+        return;
+    };
+    let latest = entry.latest();
+    let known = entry.find(
+        report.model_version,
+        &report.server_name,
+        report.replica_idx,
+    );
+    if entry.deleted
+        || !world.sync.done
+        || !world.config.model_autoscaling
+        || latest.number != report.model_version
+        || known.is_none()
+    {
+        return;
+    }
+    let Some(bounds) = bounds(&latest.spec) else {
+        return;
+    };
+    match report.trigger() {
+        Trigger::ScaleUp => scale_up(entry, bounds, report, world),
+        Trigger::ScaleDown => scale_down(entry, bounds, report, world),
+    }
+}
+
+/// Whether all that is wanted is there, and no decision is still fresh.
+fn steady(entry: &Entry, pause: Duration, world: &World) -> bool {
+    let latest = entry.latest();
+    let now = world.now.monotonic;
+    let settled = available(latest, world) == entry.target()
+        && !latest
+            .replicas
+            .iter()
+            .any(|replica| is_loading(replica.state));
+    let rested = |since: Option<Duration>| since.is_none_or(|since| since + pause <= now);
+    settled && rested(entry.scaling.changed)
+}
+
+fn scale_up(
+    entry: &mut Entry,
+    bounds: Bounds,
+    report: &ModelScalingTriggerMessage,
+    world: &mut World,
+) {
+    if !steady(entry, world.config.scale_up_pause, world) {
+        return;
+    }
+    let from = to_u32(entry.target());
+    let cause = cause(report, "too many requests in flight");
+    if from >= bounds.most {
+        return decide_on(
+            entry,
+            format!("{cause}; it has its most replicas, {from}"),
+            world,
+        );
+    }
+    let former = entry.scaling.replicas.replace(from + 1);
+    let placed = match decide(entry, world) {
+        Decision::Placed | Decision::Load { short: None, .. } => Ok(()),
+        Decision::Load {
+            short: Some(reason),
+            ..
+        }
+        | Decision::Unplaced(reason) => Err(reason),
+    };
+    let server = consider_more(entry, world);
+    match (placed, server) {
+        (Ok(()), _) => change(entry, from, from + 1, &cause, world),
+        // Wanted from now on, so that it is placed as soon as the server has grown.
+        (Err(_), Some(wish)) => {
+            request(&wish, world);
+            change(entry, from, from + 1, &cause, world);
+        }
+        (Err(reason), None) => {
+            entry.scaling.replicas = former;
+            let text = format!("{cause}; {} replicas cannot be placed: {reason}", from + 1);
+            decide_on(entry, text, world);
+        }
+    }
+}
+
+fn scale_down(
+    entry: &mut Entry,
+    bounds: Bounds,
+    report: &ModelScalingTriggerMessage,
+    world: &mut World,
+) {
+    let pause = world.config.scale_down_pause;
+    let now = world.now.monotonic;
+    let from = to_u32(entry.target());
+    if from <= bounds.least || !steady(entry, pause, world) || entry.settled_at + pause > now {
+        return;
+    }
+    let cause = cause(report, "not asked for long");
+    change(entry, from, from - 1, &cause, world);
+}
+
+fn change(entry: &mut Entry, from: u32, to: u32, cause: &str, world: &mut World) {
+    entry.scaling.replicas = Some(to);
+    entry.scaling.changed = Some(world.now.monotonic);
+    decide_on(
+        entry,
+        format!("scaled from {from} to {to} replicas: {cause}"),
+        world,
+    );
+    world.effects.push(Effect::Persist(record(entry)));
+}
+
+/// Notes a decision; the same one again is no news.
+fn decide_on(entry: &mut Entry, text: String, world: &mut World) {
+    if entry.scaling.decision.as_deref() != Some(text.as_str()) {
+        entry.scaling.decision = Some(text.into());
+        entry.changed = true;
+    }
+    world.touch(&entry.name);
+}
+
+fn cause(report: &ModelScalingTriggerMessage, what: &str) -> String {
+    let mut figures: Vec<_> = report.metrics.iter().collect();
+    figures.sort_unstable();
+    let figures: Vec<String> = figures
+        .iter()
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    let place = format!("replica {} of {}", report.replica_idx, report.server_name);
+    match figures.is_empty() {
+        true => format!("{what} on {place}"),
+        false => format!("{what} on {place} ({})", figures.join(", ")),
+    }
+}
+
+fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+impl Entry {
+    /// Replicas that the model is to have now.
+    pub(crate) fn target(&self) -> usize {
+        match self.scaling.replicas {
+            Some(replicas) => replicas as usize,
+            None => wanted(&self.latest().spec),
+        }
+    }
+
+    /// Replicas that are enough for a start; 0 when only all are.
+    pub(crate) fn minimum(&self) -> usize {
+        let least = minimum(&self.latest().spec);
+        match self.scaling.replicas {
+            // What autoscaling added is no condition of being available.
+            Some(_) => least.max(1),
+            None => least,
+        }
+    }
+}
