@@ -131,22 +131,143 @@ fn records_come_back_as_they_were() {
     );
 }
 
-/// Stores of before experiments have no table for them.
+/// As stores were before records had check sums, and before there were experiments.
 #[test]
-fn a_store_without_experiments_opens() {
+fn a_store_of_the_first_format_is_taken_over_and_a_copy_kept() {
+    use prost::Message;
     let folder = tempfile::tempdir().unwrap();
-    let mut disk = Disk::open(folder.path()).unwrap();
-    disk.commit(&[Write::Put(model("iris"))]).unwrap();
-    drop(disk);
-    let database = redb::Database::open(folder.path().join("scheduler.redb")).unwrap();
+    let file = folder.path().join("scheduler.redb");
+    let database = redb::Database::create(&file).unwrap();
     let transaction = database.begin_write().unwrap();
-    let table = redb::TableDefinition::<&str, &[u8]>::new("experiments");
-    assert!(transaction.delete_table(table).unwrap());
+    {
+        let about = redb::TableDefinition::<&str, u64>::new("about");
+        let mut about = transaction.open_table(about).unwrap();
+        about.insert("format", 1).unwrap();
+        let models = redb::TableDefinition::<&str, &[u8]>::new("models");
+        let mut models = transaction.open_table(models).unwrap();
+        // Version 3, a specification with a name, not deleted, born 2.
+        let meta = MetaData {
+            name: "iris".into(),
+            ..Default::default()
+        };
+        let spec = Model {
+            meta: Some(meta),
+            ..Default::default()
+        };
+        let spec = spec.encode_to_vec();
+        let mut record = vec![0x08, 3, 0x12, u8::try_from(spec.len()).unwrap()];
+        record.extend(spec);
+        record.extend([0x20, 2]);
+        models.insert("iris", record.as_slice()).unwrap();
+    }
     transaction.commit().unwrap();
     drop(database);
-    let mut again = Disk::open(folder.path()).unwrap();
-    assert_eq!(again.restore().unwrap(), Some(vec![model("iris")]));
-    again.commit(&[Write::Put(experiment("e"))]).unwrap();
+    let mut taken = Disk::open(folder.path()).unwrap();
+    let Record::Model {
+        name,
+        version,
+        spec,
+        deleted,
+        born,
+        ..
+    } = model("iris")
+    else {
+        panic!("it is a model");
+    };
+    let kept = Record::Model {
+        name,
+        version,
+        spec,
+        deleted,
+        born,
+        scaled: None,
+    };
+    assert_eq!(taken.restore().unwrap(), Some(vec![kept]));
+    taken.commit(&[Write::Put(experiment("e"))]).unwrap();
+    drop(taken);
+    assert_eq!(names(&Disk::open(folder.path()).unwrap()), ["iris", "e"]);
+    let copy = redb::Database::open(folder.path().join("scheduler.redb.format-1")).unwrap();
+    drop(copy);
+}
+
+#[test]
+fn a_newer_store_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Disk::open(folder.path()).unwrap());
+    let file = folder.path().join("scheduler.redb");
+    let database = redb::Database::open(&file).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let about = redb::TableDefinition::<&str, u64>::new("about");
+        let mut about = transaction.open_table(about).unwrap();
+        about.insert("format", 99).unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    let refused = Disk::open(folder.path()).err().unwrap();
+    let text = refused.to_string();
+    assert!(
+        text.contains("format 99") && text.contains("scheduler.redb"),
+        "{text}"
+    );
+    let again = Disk::open(folder.path()).err().unwrap();
+    assert_eq!(text, again.to_string());
+}
+
+/// Whatever byte of the file is another: what comes back is what was written, or it is said that the store is damaged,
+/// and a copy is kept.
+#[test]
+fn a_damaged_store_is_refused_with_a_copy() {
+    let made = tempfile::tempdir().unwrap();
+    let mut disk = Disk::open(made.path()).unwrap();
+    let models = (0..100).map(|number| Write::Put(model(&format!("m{number}"))));
+    let others = [Write::Put(experiment("a.b")), Write::Put(pipeline("p"))];
+    disk.commit(&models.chain(others).collect::<Vec<_>>())
+        .unwrap();
+    let whole = disk.restore().unwrap();
+    drop(disk);
+    let bytes = std::fs::read(made.path().join("scheduler.redb")).unwrap();
+    let used: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+    let mut refused = 0;
+    // Of the bytes that hold something, a sample.
+    for at in used.iter().step_by(used.len() / 300 + 1) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut other = bytes.clone();
+        other[*at] ^= 0x15;
+        std::fs::write(folder.path().join("scheduler.redb"), &other).unwrap();
+        match Disk::open(folder.path()).and_then(|disk| disk.restore()) {
+            Ok(read) => assert_eq!(read, whole, "byte {at}"),
+            Err(StoreError::Damaged { path, copy, .. }) => {
+                refused += 1;
+                assert!(path.ends_with("scheduler.redb"));
+                assert!(copy.starts_with("a copy is kept as "), "{copy}");
+                let files = std::fs::read_dir(folder.path()).unwrap();
+                assert_eq!(files.count(), 2, "byte {at}");
+            }
+            Err(StoreError::Format { .. }) => refused += 1,
+            Err(other) => panic!("byte {at}: {other}"),
+        }
+    }
+    assert!(refused > 10, "{refused} of the samples were found out");
+}
+
+#[test]
+fn what_is_no_store_is_refused_and_kept() {
+    for content in [&b"not a database"[..], &[0; 4096]] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("scheduler.redb");
+        std::fs::write(&file, content).unwrap();
+        for _ in 0..2 {
+            let refused = Disk::open(folder.path()).err().unwrap();
+            assert!(matches!(refused, StoreError::Damaged { .. }), "{refused}");
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), content);
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            2,
+            "one copy"
+        );
+    }
 }
 
 /// Not a test by itself: the process that `acknowledged_writes_survive_a_kill` kills.

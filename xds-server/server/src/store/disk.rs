@@ -6,23 +6,39 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    WriteTransaction,
+};
 use seldon_core::Record;
 
 use super::{
     Store, StoreError, Write,
-    record::{self, Encoded},
+    record::{self, Kind},
+    rescue::{self, guarded},
+    seal,
 };
 
-const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models");
-const SERVERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("servers");
-/// Stores of before experiments have it from their next opening on.
-const EXPERIMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("experiments");
-/// And those of before pipelines this one.
-const PIPELINES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pipelines");
+type Table = TableDefinition<'static, &'static str, &'static [u8]>;
+
+impl Kind {
+    fn table(self) -> Table {
+        TableDefinition::new(match self {
+            Kind::Server => "servers",
+            Kind::Model => "models",
+            Kind::Pipeline => "pipelines",
+            Kind::Experiment => "experiments",
+        })
+    }
+}
+
 const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
 const FORMAT_KEY: &str = "format";
-const FORMAT: u64 = 1;
+/// How many records there are: a table that is lost as a whole is missed.
+const RECORDS_KEY: &str = "records";
+/// Since 2 each record has a check sum.
+const FORMAT: u64 = 2;
+const WITHOUT_SUMS: u64 = 1;
 const FILE: &str = "scheduler.redb";
 
 /// Definitions may hold credentials.
@@ -36,17 +52,30 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens or creates the file in `folder`, which is created as well.
+    /// Opens or creates the file in `folder`, which is created as well. One of an older format is brought to this one;
+    /// a copy is kept beside it.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let file = folder.join(FILE);
         fs::create_dir_all(folder).map_err(|e| unopened(&file, e))?;
         create_for_owner(&file).map_err(|e| unopened(&file, e))?;
-        let database = Database::create(&file).map_err(|e| unopened(&file, e))?;
-        prepare(&database)?;
+        let database = guarded(&file, || {
+            let database = Database::create(&file).map_err(|e| unreadable(&file, e))?;
+            prepare(&file, &database)?;
+            Ok(database)
+        })?;
         Ok(Self {
             file,
             database: Some(database),
         })
+    }
+
+    /// Closing writes as well, so a damaged file may make the database panic there.
+    fn close(&mut self) {
+        let database = self.database.take();
+        let _ = guarded(&self.file, || {
+            drop(database);
+            Ok(())
+        });
     }
 
     /// The database, opened again where it failed before. A file that is gone is not made anew: it would lack the rest.
@@ -54,12 +83,21 @@ impl Disk {
         let database = match self.database.take() {
             Some(database) => database,
             None => {
-                let database = Database::open(&self.file).map_err(|e| unopened(&self.file, e))?;
-                prepare(&database)?;
-                database
+                let file = &self.file;
+                guarded(file, || {
+                    let database = Database::open(file).map_err(|e| unreadable(file, e))?;
+                    prepare(file, &database)?;
+                    Ok(database)
+                })?
             }
         };
         Ok(self.database.insert(database))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -83,101 +121,169 @@ fn create_for_owner(file: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn prepare(database: &Database) -> Result<(), StoreError> {
-    let transaction = database.begin_write().map_err(failed)?;
+/// Brings a file to this format, if it is new or of an older one.
+fn prepare(file: &Path, database: &Database) -> Result<(), StoreError> {
+    let transaction = database.begin_write().map_err(trouble)?;
     {
-        let mut about = transaction.open_table(ABOUT).map_err(failed)?;
-        let found = about.get(FORMAT_KEY).map_err(failed)?.map(|v| v.value());
-        match found {
-            Some(FORMAT) => {}
+        let mut about = transaction.open_table(ABOUT).map_err(trouble)?;
+        let found = about.get(FORMAT_KEY).map_err(trouble)?.map(|v| v.value());
+        let records = match found {
+            Some(FORMAT) => None,
+            Some(WITHOUT_SUMS) => {
+                let mut copy = file.as_os_str().to_owned();
+                copy.push(format!(".format-{WITHOUT_SUMS}"));
+                rescue::keep(file, Path::new(&copy)).map_err(failed)?;
+                Some(seal_all(&transaction)?)
+            }
             Some(found) => {
                 return Err(StoreError::Format {
+                    path: file.display().to_string(),
                     found,
                     known: FORMAT,
                 });
             }
-            None => drop(about.insert(FORMAT_KEY, FORMAT).map_err(failed)?),
+            None => Some(0),
+        };
+        if let Some(records) = records {
+            about.insert(FORMAT_KEY, FORMAT).map_err(trouble)?;
+            about.insert(RECORDS_KEY, records).map_err(trouble)?;
         }
-        transaction.open_table(MODELS).map_err(failed)?;
-        transaction.open_table(SERVERS).map_err(failed)?;
-        transaction.open_table(EXPERIMENTS).map_err(failed)?;
-        transaction.open_table(PIPELINES).map_err(failed)?;
+        for kind in Kind::ALL {
+            transaction.open_table(kind.table()).map_err(trouble)?;
+        }
     }
-    transaction.commit().map_err(failed)
+    transaction.commit().map_err(trouble)
+}
+
+/// Gives every record a check sum; how many there are.
+fn seal_all(transaction: &WriteTransaction) -> Result<u64, StoreError> {
+    let mut count = 0;
+    for kind in Kind::ALL {
+        let mut table = transaction.open_table(kind.table()).map_err(trouble)?;
+        let mut records = Vec::new();
+        for row in table.iter().map_err(trouble)? {
+            let (name, bytes) = row.map_err(trouble)?;
+            kind.decode(name.value(), bytes.value())?;
+            records.push((name.value().to_owned(), bytes.value().to_vec()));
+        }
+        for (name, bytes) in records {
+            let sealed = seal::sealed(kind.word(), &name, &bytes);
+            table.insert(&*name, &*sealed).map_err(trouble)?;
+            count += 1;
+        }
+    }
+    Ok(count)
 }
 
 fn write_all(database: &Database, writes: &[Write]) -> Result<(), StoreError> {
-    let transaction = database.begin_write().map_err(failed)?;
+    let transaction = database.begin_write().map_err(trouble)?;
     {
-        let mut models = transaction.open_table(MODELS).map_err(failed)?;
-        let mut servers = transaction.open_table(SERVERS).map_err(failed)?;
-        let mut experiments = transaction.open_table(EXPERIMENTS).map_err(failed)?;
-        let mut pipelines = transaction.open_table(PIPELINES).map_err(failed)?;
+        let mut about = transaction.open_table(ABOUT).map_err(trouble)?;
+        let known = about.get(RECORDS_KEY).map_err(trouble)?;
+        let mut count = known.map_or(0, |known| known.value());
         for write in writes {
-            match write {
-                Write::Put(record) => match record::encode(record) {
-                    Encoded::Model(name, bytes) => {
-                        models.insert(name, bytes.as_slice()).map_err(failed)?;
-                    }
-                    Encoded::Pipeline(name, bytes) => {
-                        pipelines.insert(name, bytes.as_slice()).map_err(failed)?;
-                    }
-                    Encoded::Server(name, bytes) => {
-                        servers.insert(name, bytes.as_slice()).map_err(failed)?;
-                    }
-                    Encoded::Experiment(name, bytes) => {
-                        experiments.insert(name, bytes.as_slice()).map_err(failed)?;
-                    }
-                },
-                Write::ForgetModel(name) => {
-                    models.remove(&**name).map_err(failed)?;
+            let (kind, name, bytes) = match write {
+                Write::Put(record) => {
+                    let (kind, name, bytes) = record::encode(record);
+                    (kind, name, Some(seal::sealed(kind.word(), name, &bytes)))
                 }
-                Write::ForgetServer(name) => {
-                    servers.remove(&**name).map_err(failed)?;
-                }
-                Write::ForgetExperiment(name) => {
-                    experiments.remove(&**name).map_err(failed)?;
-                }
-                Write::ForgetPipeline(name) => {
-                    pipelines.remove(&**name).map_err(failed)?;
-                }
-            }
+                Write::ForgetModel(name) => (Kind::Model, &**name, None),
+                Write::ForgetServer(name) => (Kind::Server, &**name, None),
+                Write::ForgetExperiment(name) => (Kind::Experiment, &**name, None),
+                Write::ForgetPipeline(name) => (Kind::Pipeline, &**name, None),
+            };
+            let mut table = transaction.open_table(kind.table()).map_err(trouble)?;
+            let existed = match &bytes {
+                Some(bytes) => table.insert(name, &**bytes).map_err(trouble)?.is_some(),
+                None => table.remove(name).map_err(trouble)?.is_some(),
+            };
+            count = (count + u64::from(bytes.is_some())).saturating_sub(u64::from(existed));
         }
+        about.insert(RECORDS_KEY, count).map_err(trouble)?;
     }
-    transaction.commit().map_err(failed)
+    transaction.commit().map_err(trouble)
 }
-
-type Decode = fn(&str, &[u8]) -> Result<Record, StoreError>;
 
 impl Store for Disk {
     fn restore(&self) -> Result<Option<Vec<Record>>, StoreError> {
         let Some(database) = &self.database else {
             return Err(failed("it was closed after a failure"));
         };
-        let transaction = database.begin_read().map_err(failed)?;
-        let tables: [(_, Decode); 4] = [
-            (SERVERS, record::server),
-            (MODELS, record::model),
-            (PIPELINES, record::pipeline),
-            (EXPERIMENTS, record::experiment),
-        ];
-        let mut records = Vec::new();
-        for (table, decode) in tables {
-            let table = transaction.open_table(table).map_err(failed)?;
-            for row in table.iter().map_err(failed)? {
-                let (name, bytes) = row.map_err(failed)?;
-                records.push(decode(name.value(), bytes.value())?);
-            }
-        }
-        Ok(Some(records))
+        guarded(&self.file, || read_all(database)).map(Some)
     }
 
     fn commit(&mut self, writes: &[Write]) -> Result<(), StoreError> {
-        let outcome = write_all(self.database()?, writes);
+        let file = self.file.clone();
+        let database = self.database()?;
+        let outcome = guarded(&file, || write_all(database, writes));
         if outcome.is_err() {
-            self.database = None;
+            self.close();
         }
         outcome
+    }
+}
+
+fn read_all(database: &Database) -> Result<Vec<Record>, StoreError> {
+    let transaction = database.begin_read().map_err(unsound)?;
+    let mut records = Vec::new();
+    for kind in Kind::ALL {
+        let table = transaction.open_table(kind.table()).map_err(unsound)?;
+        for row in table.iter().map_err(unsound)? {
+            let (name, sealed) = row.map_err(unsound)?;
+            let name = name.value();
+            let bytes = seal::opened(kind.word(), name, sealed.value());
+            let bytes = bytes
+                .ok_or_else(|| record::broken(kind.word(), name, &"its check sum is another"))?;
+            records.push(kind.decode(name, bytes)?);
+        }
+    }
+    let about = transaction.open_table(ABOUT).map_err(unsound)?;
+    let told = about.get(RECORDS_KEY).map_err(unsound)?.map(|v| v.value());
+    if told != u64::try_from(records.len()).ok() {
+        let (found, told) = (records.len(), told.unwrap_or_default());
+        return Err(unsound(format!(
+            "it has {found} records in place of {told}"
+        )));
+    }
+    Ok(records)
+}
+
+/// A file that is in use, or may not be read, is not damaged.
+fn unreadable(file: &Path, error: DatabaseError) -> StoreError {
+    match &error {
+        DatabaseError::Storage(StorageError::Io(cause))
+            if !matches!(
+                cause.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            unopened(file, error)
+        }
+        DatabaseError::DatabaseAlreadyOpen => unopened(file, error),
+        _ => unsound(error),
+    }
+}
+
+fn unsound(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Damaged {
+        path: String::new(),
+        cause: error.to_string(),
+        copy: String::new(),
+    }
+}
+
+/// A full disk is not a damaged one.
+fn trouble(error: impl Into<redb::Error>) -> StoreError {
+    use redb::Error::{
+        Corrupted, TableDoesNotExist, TableIsMultimap, TableTypeMismatch, TypeDefinitionChanged,
+    };
+    match error.into() {
+        error @ (Corrupted(_)
+        | TableDoesNotExist(_)
+        | TableIsMultimap(_)
+        | TableTypeMismatch { .. }
+        | TypeDefinitionChanged { .. }) => unsound(error),
+        error => failed(error),
     }
 }
 

@@ -2,6 +2,8 @@
 mod commit;
 mod disk;
 mod record;
+mod rescue;
+mod seal;
 
 use std::sync::Arc;
 
@@ -26,14 +28,20 @@ pub enum StoreError {
     #[error("cannot open the store {path}: {cause}; is another scheduler using it?")]
     Open { path: String, cause: String },
     #[error(
-        "the store is of format {found}, this scheduler reads {known}; use the newer one or another --db-path"
+        "the store {path} is of format {found}, this scheduler reads {known}: it is left as it is; use the newer scheduler or another --db-path"
     )]
-    Format { found: u64, known: u64 },
-    #[error("record of {kind} {name} cannot be read: {cause}")]
-    Record {
-        kind: &'static str,
-        name: String,
-        cause: prost::DecodeError,
+    Format {
+        path: String,
+        found: u64,
+        known: u64,
+    },
+    #[error(
+        "the store {path} is damaged: {cause}; {copy}. Put a backup in its place, or take the file away: models that agents hold come back from them, the rest has to be loaded again"
+    )]
+    Damaged {
+        path: String,
+        cause: String,
+        copy: String,
     },
     #[error("the store failed: {0}")]
     Failed(String),

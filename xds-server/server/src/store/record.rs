@@ -93,13 +93,41 @@ struct Decision {
     reason: String,
 }
 
-/// What a record is filed under, and its bytes.
-pub(super) enum Encoded<'a> {
-    Model(&'a str, Vec<u8>),
-    Server(&'a str, Vec<u8>),
-    Experiment(&'a str, Vec<u8>),
-    Pipeline(&'a str, Vec<u8>),
+/// Kinds of records, each with a table of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Server,
+    Model,
+    Pipeline,
+    Experiment,
 }
+
+impl Kind {
+    /// In the order in which they are restored.
+    pub(super) const ALL: [Kind; 4] = [Kind::Server, Kind::Model, Kind::Pipeline, Kind::Experiment];
+
+    /// In words; part of each record's check sum, so it is for ever.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Kind::Server => "server",
+            Kind::Model => "model",
+            Kind::Pipeline => "pipeline",
+            Kind::Experiment => "experiment",
+        }
+    }
+
+    pub(super) fn decode(self, name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
+        match self {
+            Kind::Server => server(name, bytes),
+            Kind::Model => model(name, bytes),
+            Kind::Pipeline => pipeline(name, bytes),
+            Kind::Experiment => experiment(name, bytes),
+        }
+    }
+}
+
+/// What a record is filed under, and its bytes.
+pub(super) type Encoded<'a> = (Kind, &'a str, Vec<u8>);
 
 pub(super) fn encode(record: &Record) -> Encoded<'_> {
     match record {
@@ -115,7 +143,7 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
                 deleted: *deleted,
                 former: all(former),
             };
-            Encoded::Pipeline(name, value.encode_to_vec())
+            (Kind::Pipeline, name, value.encode_to_vec())
         }
         Record::Model {
             name,
@@ -132,7 +160,7 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
                 spec: Some(Model::clone(spec)),
                 deleted: *deleted,
             };
-            Encoded::Model(name, value.encode_to_vec())
+            (Kind::Model, name, value.encode_to_vec())
         }
         Record::Server {
             name,
@@ -145,7 +173,7 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
                 min_replicas: *min_replicas,
                 max_replicas: *max_replicas,
             };
-            Encoded::Server(name, value.encode_to_vec())
+            (Kind::Server, name, value.encode_to_vec())
         }
         Record::Experiment {
             name,
@@ -158,12 +186,12 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
                 last_good: last_good.as_deref().cloned(),
                 rollout: rollout.as_ref().map(encode_rollout),
             };
-            Encoded::Experiment(name, value.encode_to_vec())
+            (Kind::Experiment, name, value.encode_to_vec())
         }
     }
 }
 
-pub(super) fn pipeline(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
+fn pipeline(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
     let value = PipelineRecord::decode(bytes).map_err(unreadable("pipeline", name))?;
     Ok(Record::Pipeline {
         name: name.into(),
@@ -173,7 +201,7 @@ pub(super) fn pipeline(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
     })
 }
 
-pub(super) fn model(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
+fn model(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
     let value = ModelRecord::decode(bytes).map_err(unreadable("model", name))?;
     Ok(Record::Model {
         name: name.into(),
@@ -185,7 +213,7 @@ pub(super) fn model(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
     })
 }
 
-pub(super) fn server(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
+fn server(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
     let value = ServerRecord::decode(bytes).map_err(unreadable("server", name))?;
     Ok(Record::Server {
         name: name.into(),
@@ -195,7 +223,7 @@ pub(super) fn server(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
     })
 }
 
-pub(super) fn experiment(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
+fn experiment(name: &str, bytes: &[u8]) -> Result<Record, StoreError> {
     let value = ExperimentRecord::decode(bytes).map_err(unreadable("experiment", name))?;
     Ok(Record::Experiment {
         name: name.into(),
@@ -254,9 +282,14 @@ fn decode_rollout(value: Rollout) -> RolloutRecord {
 }
 
 fn unreadable(kind: &'static str, name: &str) -> impl FnOnce(prost::DecodeError) -> StoreError {
-    move |cause| StoreError::Record {
-        kind,
-        name: name.into(),
-        cause,
+    move |cause| broken(kind, name, &cause)
+}
+
+/// The file's path, and where its copy is, are added by whoever knows them.
+pub(super) fn broken(kind: &str, name: &str, cause: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Damaged {
+        path: String::new(),
+        cause: format!("the record of {kind} {name} cannot be read: {cause}"),
+        copy: String::new(),
     }
 }
