@@ -82,7 +82,7 @@ pub fn request_from_rest(
         );
         return Err(Error::Binary(reason));
     }
-    let mut message: Message = serde_json::from_slice(&body[..length])?;
+    let mut message = Message::read(&body[..length])?;
     let wanted = Wanted::take(&mut message)?;
     let mut rest = body.slice(length..);
     for tensor in message.inputs.iter_mut().flatten() {

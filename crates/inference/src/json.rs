@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Datatype, Error, Problem,
+    object::{self, Object},
     parameters::{self, Parameters},
     raw, value,
 };
@@ -24,10 +25,17 @@ pub(crate) struct Message {
     id: Option<String>,
     #[serde(default)]
     pub(crate) parameters: Option<Map<String, Value>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::list")]
     pub(crate) inputs: Option<Vec<Tensor>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::list")]
     pub(crate) outputs: Option<Vec<Tensor>>,
+}
+
+impl Message {
+    pub(crate) fn read(text: &[u8]) -> Result<Self, Error> {
+        let Object(message) = serde_json::from_slice(text)?;
+        Ok(message)
+    }
 }
 
 #[derive(Deserialize)]
@@ -48,7 +56,7 @@ pub(crate) struct Tensor {
 
 /// Reads a request's JSON. Contents are typed; with an FP16 tensor among them, all are raw.
 pub fn request_from_json(text: &[u8]) -> Result<ModelInferRequest, Error> {
-    request_from_message(serde_json::from_slice(text)?)
+    request_from_message(Message::read(text)?)
 }
 
 /// A request of what was read; with a binary or an FP16 tensor among them, all are raw.
@@ -100,7 +108,7 @@ pub(crate) fn request_from_message(message: Message) -> Result<ModelInferRequest
 
 /// Reads a response's JSON. Contents are typed; with an FP16 tensor among them, all are raw.
 pub fn response_from_json(text: &[u8]) -> Result<ModelInferResponse, Error> {
-    let message: Message = serde_json::from_slice(text)?;
+    let message = Message::read(text)?;
     let mut response = ModelInferResponse {
         model_name: message.model_name.unwrap_or_default(),
         model_version: message.model_version.unwrap_or_default(),

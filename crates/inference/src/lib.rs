@@ -9,6 +9,7 @@ mod datatype;
 mod error;
 mod half;
 mod json;
+mod object;
 mod parameters;
 mod protojson;
 mod raw;

@@ -120,6 +120,21 @@ fn nested_data_is_flattened_and_counted() {
             text
         );
     }
+    // The fields' values in their order are no message, and no tensor.
+    for (text, wanted) in [
+        ("[]", "invalid type: sequence, expected a JSON object"),
+        (r#"["m","1","id",null,[]]"#, "expected a JSON object"),
+        ("7", "invalid type: integer `7`, expected a JSON object"),
+        ("null", "invalid type: null, expected a JSON object"),
+        (
+            r#"{"inputs":[["x","INT32",[1],null,[1]]]}"#,
+            "expected a JSON object",
+        ),
+    ] {
+        let error = request_from_json(text.as_bytes()).expect_err("refused");
+        assert!(error.to_string().contains(wanted), "{text}: {error}");
+        assert!(response_from_json(text.replace("inputs", "outputs").as_bytes()).is_err());
+    }
     assert!(
         request_from_json(&request("INT", &[1], json!([1])))
             .expect_err("refused")

@@ -46,17 +46,8 @@ impl Level {
             Self::Warn => ("warn", "warn"),
             Self::Error => ("error", "error"),
         };
-        let crates = [
-            "ads",
-            "agent",
-            "agent_proxy",
-            "core",
-            "scheduler",
-            "tls",
-            "local",
-        ];
-        let ours = crates.map(|name| format!("seldon_{name}={ours}"));
-        format!("{theirs},{}", ours.join(","))
+        // By prefix: all of ours, and no library, are called so.
+        format!("{theirs},seldon={ours}")
     }
 }
 

@@ -6,6 +6,7 @@ mod channel;
 mod environment;
 mod files;
 mod io;
+mod public;
 mod rotation;
 
 pub use channel::channel;
@@ -29,4 +30,8 @@ pub enum Error {
     File { path: String, reason: String },
     #[error("certificate and key of {prefix} do not make a usable identity: {reason}")]
     Identity { prefix: String, reason: String },
+    #[error(
+        "no authority that this system trusts can be read ({reason}): install its ca-certificates, or name a file in SSL_CERT_FILE"
+    )]
+    Authorities { reason: String },
 }

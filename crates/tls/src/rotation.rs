@@ -16,7 +16,7 @@ pub struct ServerTls(watch::Receiver<Arc<ServerConfig>>);
 
 /// A client's configuration, likewise.
 #[derive(Clone)]
-pub struct ClientTls(watch::Receiver<Arc<ClientConfig>>);
+pub struct ClientTls(pub(crate) watch::Receiver<Arc<ClientConfig>>);
 
 impl From<watch::Receiver<Arc<ServerConfig>>> for ServerTls {
     /// Configurations that someone else keeps current.

@@ -1,6 +1,6 @@
 //! Topics: making them, deleting them, looking at them.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use tokio::task::spawn_blocking;
 use crate::{
     Result, Settings,
     context::Context,
+    gather::Gather,
     maker::{Maker, Outcome, Problem, Wanted},
 };
 
@@ -25,11 +26,27 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Topics in one request.
 const BATCH: usize = 500;
 
+/// Topics that cannot be used, and why.
+type Unusable = BTreeMap<String, String>;
+
 /// Makes and deletes topics, and looks at them.
 pub struct Admin {
     /// A producer by kind, which writes nothing: its thread sees tokens and errors.
     looking: Arc<ThreadedProducer<Context>>,
     settings: Settings,
+    looks: Gather<Result<HashMap<String, i32>, String>>,
+    requests: Gather<Requested>,
+}
+
+/// What came of asking for topics.
+#[derive(Debug, Default)]
+struct Requested {
+    /// Why a topic is not made, and will not be.
+    lasting: HashMap<String, String>,
+    /// Why it is not made yet.
+    passing: HashMap<String, String>,
+    /// Why nobody was asked.
+    unasked: Option<String>,
 }
 
 impl Admin {
@@ -42,66 +59,105 @@ impl Admin {
         Ok(Self {
             looking: Arc::new(looking),
             settings: settings.clone(),
+            looks: Gather::default(),
+            requests: Gather::default(),
         })
     }
 
     /// Makes topics as the settings say, and returns when each can be written and read. Those that exist stay as they
-    /// are. A broker that is away is asked again for a minute; one that refuses this process is not.
+    /// are. A broker that is away is asked again for a minute; one that refuses this process is not. `compacted`: with one
+    /// partition and the newest record of each key.
     pub async fn create(&self, topics: &[String], compacted: bool) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut missing: Vec<String> = self.invisible(topics, deadline).await?;
-        loop {
-            if missing.is_empty() {
-                return Ok(());
-            }
-            let problem = self.request(&missing, compacted).await?;
-            missing = self
-                .wait_visible(&missing, deadline, problem.is_some())
-                .await?;
-            if Instant::now() > deadline && !missing.is_empty() {
-                let why = problem.map_or_else(String::new, |problem| format!(": {problem}"));
-                bail!(
-                    "{} of the topics cannot be used after {} s, such as {}{why}",
-                    missing.len(),
-                    PATIENCE.as_secs(),
-                    missing[0]
-                );
-            }
+        let unusable = self.made(topics, compacted).await?;
+        let Some(reason) = unusable.values().next() else {
+            return Ok(());
+        };
+        match unusable.len() {
+            1 => bail!("{reason}"),
+            more => bail!("{reason}; and {} topics more", more - 1),
         }
     }
 
-    /// Asks for topics; returns a problem that may pass, fails on one that will not.
-    async fn request(&self, topics: &[String], compacted: bool) -> Result<Option<String>> {
-        let mut problem = None;
+    /// As [`Admin::create`], of as many as can be made: returns those that cannot, each with a text that names it and says
+    /// why.
+    pub async fn make(&self, topics: &[String]) -> Result<HashMap<String, String>> {
+        let unusable = self.made(topics, false).await?;
+        Ok(unusable.into_iter().collect())
+    }
+
+    async fn made(&self, topics: &[String], compacted: bool) -> Result<Unusable> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut unusable = Unusable::new();
+        let mut missing = self.invisible(topics, deadline).await?;
+        while !missing.is_empty() {
+            let asked = if compacted {
+                Arc::new(self.request(&missing, true).await)
+            } else {
+                let request =
+                    |topics: Vec<String>| async move { self.request(&topics, false).await };
+                self.requests.ask(&missing, request).await
+            };
+            let lasting = |topic: &String| Some((topic.clone(), asked.lasting.get(topic)?.clone()));
+            unusable.extend(missing.iter().filter_map(lasting));
+            missing.retain(|topic| !unusable.contains_key(topic));
+            let problem = missing.iter().find_map(|topic| asked.passing.get(topic));
+            let problem = problem.or(asked.unasked.as_ref());
+            missing = self
+                .wait_visible(&missing, deadline, problem.is_some())
+                .await?;
+            if Instant::now() > deadline {
+                let why = problem.map_or_else(String::new, |problem| format!(": {problem}"));
+                let late = |topic: String| {
+                    let seconds = PATIENCE.as_secs();
+                    let text = format!("topic {topic} cannot be used after {seconds} s{why}");
+                    (topic, text)
+                };
+                unusable.extend(missing.drain(..).map(late));
+            }
+        }
+        Ok(unusable)
+    }
+
+    /// Asks for topics.
+    async fn request(&self, topics: &[String], compacted: bool) -> Requested {
+        let mut asked = Requested::default();
         let mut maker = match self.maker().await {
             Ok(maker) => maker,
-            Err(error) => return Ok(Some(format!("{error:#}"))),
+            Err(error) => {
+                asked.unasked = Some(format!("{error:#}"));
+                return asked;
+            }
         };
         for batch in topics.chunks(BATCH) {
             let wanted: Vec<Wanted<'_>> = batch.iter().map(|t| self.wanted(t, compacted)).collect();
             let outcomes = match maker.create(&wanted).await {
                 Ok(outcomes) => outcomes,
                 Err(error) => {
-                    problem = Some(format!("{error:#}"));
+                    asked.unasked = Some(format!("{error:#}"));
                     continue;
                 }
             };
-            for outcome in outcomes {
+            for (topic, outcome) in outcomes {
                 match outcome {
-                    (_, Ok(()) | Err(Problem::Exists)) => {}
-                    (topic, Err(Problem::Lasting(reason))) => {
-                        bail!(
+                    Ok(()) | Err(Problem::Exists) => {}
+                    Err(Problem::Lasting(reason)) => {
+                        let text = format!(
                             "topic {topic} cannot be made: {reason}; make it yourself, or see `topics` in kafka.json"
-                        )
+                        );
+                        asked.lasting.insert(topic, text);
                     }
-                    (topic, Err(Problem::Passing(reason))) => {
-                        problem = Some(format!("{topic}: {reason}"));
+                    Err(Problem::Passing(reason)) => {
+                        let text = format!("{topic}: {reason}");
+                        asked.passing.insert(topic, text);
                     }
-                    (topic, Err(Problem::Missing)) => problem = Some(format!("{topic}: unknown")),
+                    Err(Problem::Missing) => {
+                        let text = format!("{topic}: unknown");
+                        asked.passing.insert(topic, text);
+                    }
                 }
             }
         }
-        Ok(problem)
+        asked
     }
 
     async fn maker(&self) -> Result<Maker> {
@@ -164,9 +220,25 @@ impl Admin {
         Ok(missing.cloned().collect())
     }
 
-    /// Partitions of each topic that can be used: asked one by one while they are few, or librdkafka cannot do otherwise
-    /// (its guess at the memory that an answer of many short names needs is too small).
+    /// Partitions of each topic that can be used; those who ask at once share a look.
     async fn known(&self, topics: &[String]) -> Result<HashMap<String, i32>> {
+        let look = |topics: Vec<String>| async move {
+            let seen = self.seen(&topics).await;
+            seen.map_err(|error| format!("{error:#}"))
+        };
+        match &*self.looks.ask(topics, look).await {
+            Ok(known) => {
+                let asked = topics.iter();
+                let found = asked.filter_map(|topic| Some((topic.clone(), *known.get(topic)?)));
+                Ok(found.collect())
+            }
+            Err(error) => Err(anyhow!("{error}")),
+        }
+    }
+
+    /// Asks one by one while they are few, or librdkafka cannot do otherwise (its guess at the memory that an answer of
+    /// many short names needs is too small).
+    async fn seen(&self, topics: &[String]) -> Result<HashMap<String, i32>> {
         const FEW: usize = 4;
         let single = |topics: &[String]| topics.iter().cloned().map(Some).collect();
         if topics.len() <= FEW {
@@ -270,12 +342,8 @@ impl Admin {
 
     /// How many partitions each of these topics has, as far as they can be used.
     pub async fn all_partitions(&self, topics: &[String]) -> Result<HashMap<String, i32>> {
-        let mut known = self
-            .known(topics)
-            .await
-            .context("topics cannot be looked at")?;
-        known.retain(|topic, _| topics.contains(topic));
-        Ok(known)
+        let known = self.known(topics).await;
+        known.context("topics cannot be looked at")
     }
 
     /// All topics.

@@ -3,7 +3,8 @@ use std::{
     collections::HashSet,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -309,16 +310,7 @@ fn bounds(
     }
     let mut asked = list(partitions);
     asked.set_all_offsets(which)?;
-    let mut found = client.offsets_for_times(asked.clone(), PATIENCE);
-    let is_new = |error: &KafkaError| error.rdkafka_error_code() == Some(Code::UnknownPartition);
-    if found.as_ref().err().is_some_and(is_new) {
-        // A topic has more partitions than when this client looked last.
-        let topics: HashSet<&str> = partitions.iter().map(|(topic, _)| &**topic).collect();
-        for topic in topics {
-            client.fetch_metadata(Some(topic), PATIENCE)?;
-        }
-        found = client.offsets_for_times(asked, PATIENCE);
-    }
+    let found = settled(client, partitions, &asked);
     let found = found.context("the bounds of topics cannot be found out")?;
     let offset = |(topic, partition): &(Arc<str>, i32)| {
         let name = || format!("{which:?} of {topic}/{partition} cannot be found out");
@@ -330,6 +322,64 @@ fn bounds(
         }
     };
     partitions.iter().map(offset).collect()
+}
+
+/// Asks until brokers lead what they are to lead. A topic that was just made, or a broker that has just come back, has
+/// its metadata a moment before it leads, and one such partition fails the request for all.
+fn settled(
+    client: &StreamConsumer<Context>,
+    partitions: &[(Arc<str>, i32)],
+    asked: &TopicPartitionList,
+) -> Result<TopicPartitionList, KafkaError> {
+    let deadline = Instant::now() + PATIENCE;
+    let (mut pause, mut looked) = (Duration::from_millis(20), false);
+    loop {
+        let error = match client.offsets_for_times(asked.clone(), PATIENCE) {
+            Err(error) => error,
+            found => return found,
+        };
+        let code = error.rdkafka_error_code();
+        if code == Some(Code::UnknownPartition) && !looked {
+            // A topic has more partitions than when this client looked last.
+            looked = true;
+            look(client, partitions)?;
+        } else if code.is_some_and(unsettled) && Instant::now() < deadline {
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(500));
+        } else {
+            return Err(error);
+        }
+    }
+}
+
+/// The client's own knowledge of topics, made new: of a few by name.
+fn look(
+    client: &StreamConsumer<Context>,
+    partitions: &[(Arc<str>, i32)],
+) -> Result<(), KafkaError> {
+    const FEW: usize = 4;
+    let topics: HashSet<&str> = partitions.iter().map(|(topic, _)| &**topic).collect();
+    if topics.len() > FEW {
+        client.fetch_metadata(None, PATIENCE)?;
+        return Ok(());
+    }
+    for topic in topics {
+        client.fetch_metadata(Some(topic), PATIENCE)?;
+    }
+    Ok(())
+}
+
+/// Another broker leads, or this one does in a moment.
+fn unsettled(code: Code) -> bool {
+    matches!(
+        code,
+        Code::NotLeaderForPartition
+            | Code::LeaderNotAvailable
+            | Code::ReplicaNotAvailable
+            | Code::OffsetNotAvailable
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+    )
 }
 
 fn resolve(client: &StreamConsumer<Context>, partitions: &[(Arc<str>, i32)]) -> Result<Vec<i64>> {

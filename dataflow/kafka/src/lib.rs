@@ -11,6 +11,7 @@ mod consumer;
 mod context;
 mod error;
 mod fields;
+mod gather;
 mod maker;
 mod oauth;
 mod producer;

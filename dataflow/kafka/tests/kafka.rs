@@ -231,6 +231,29 @@ async fn many_topics_are_made_at_once_and_can_be_used() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_cannot_be_made_does_not_keep_others_from_it() {
+    let scene = Scene::new().await;
+    let names = ["a", "no topic", "b"].map(str::to_owned);
+    let start = Instant::now();
+    // Others ask at the same time, of whom each has its own answer.
+    let (made, one, other) = tokio::join!(
+        scene.admin.make(&names),
+        scene.admin.create(&names[2..], false),
+        scene.admin.create(&names[1..], false),
+    );
+    let unusable = made.unwrap();
+    let reason = "topic no topic cannot be made: ";
+    assert_eq!(unusable.len(), 1, "{unusable:?}");
+    assert!(unusable["no topic"].starts_with(reason), "{unusable:?}");
+    one.unwrap();
+    let error = other.unwrap_err().to_string();
+    assert!(error.starts_with(reason), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(20));
+    let found = scene.admin.all_partitions(&names).await.unwrap();
+    assert_eq!(found, [("a".to_owned(), 1), ("b".to_owned(), 1)].into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded_while_the_broker_is_away() {
     let settings = Settings::local("127.0.0.1:1");
     let producer = Producer::new(&settings).unwrap();

@@ -20,6 +20,7 @@ use crate::{
     bucket::{Bucket, Owned, Start, Unread},
     control::{Ack, Order},
     exactly_once,
+    halves::by_halves,
     metrics::OfModel,
     model::{Key, Model, Target},
     shared::Shared,
@@ -29,6 +30,13 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(60);
 /// Orders carried out together.
 const TOGETHER: usize = 1000;
+/// Models that cannot be begun together are halved no more after this: then it is not for one of them.
+const HALVING: Duration = Duration::from_secs(60);
+
+/// A model and the partitions of its inputs.
+type Partitions = (Arc<Model>, Range<i32>);
+/// Why it failed, by model.
+type Failures = HashMap<String, String>;
 
 /// Carries orders out.
 pub(crate) struct Gateway {
@@ -97,77 +105,107 @@ impl Gateway {
         if now.is_empty() {
             return;
         }
-        if let Err(error) = self.read(&now).await {
-            if now.len() > 1 {
-                tracing::warn!("orders are carried out one by one: {error:#}");
-                // One of them may spoil it for all.
-                for order in now {
-                    let one = self.read(std::slice::from_ref(&order)).await;
-                    self.acknowledge(order, one);
-                }
-                return;
-            }
-            for order in now {
-                self.acknowledge(order, Err(anyhow::anyhow!("{error:#}")));
-            }
-            return;
-        }
+        let mut failures = self.read(&now).await;
         for order in now {
-            self.acknowledge(order, Ok(()));
+            let failure = failures.remove(&order.model);
+            self.acknowledge(order, failure);
         }
     }
 
-    fn acknowledge(&self, order: Order, done: anyhow::Result<()>) {
-        match &done {
-            Ok(()) => tracing::info!(model = order.model, delete = order.delete, "order done"),
-            Err(error) => tracing::warn!(model = order.model, "order failed: {error:#}"),
+    fn acknowledge(&self, order: Order, failure: Option<String>) {
+        match &failure {
+            None => tracing::info!(model = order.model, delete = order.delete, "order done"),
+            Some(failure) => tracing::warn!(model = order.model, "order failed: {failure}"),
         }
-        let failure = done.err().map(|error| format!("{error:#}"));
         let _ = self.acks.send(Ack { order, failure });
     }
 
-    /// Makes topics and begins to read; what is read already goes on.
-    async fn read(&self, orders: &[Order]) -> anyhow::Result<()> {
+    /// Begins to read; what is read already goes on. Says of which models that failed. Where the broker does not answer,
+    /// that of all: the scheduler gives these orders again.
+    async fn read(&self, orders: &[Order]) -> Failures {
         let names = &self.shared.names;
-        let mut of_bucket: HashMap<u32, Vec<&Order>> = HashMap::new();
-        let mut topics = vec![names.errors()];
-        for order in orders {
+        let is_new = |order: &&Order| {
             let number = bucket_of(&order.model, self.shared.options.max_consumers);
-            let inputs = names.model_inputs(&order.model);
-            let known = self.known(number).and_then(|bucket| bucket.model(&inputs));
-            if known.is_some() {
-                continue;
-            }
-            topics.push(inputs);
-            topics.push(names.model_outputs(&order.model));
-            of_bucket.entry(number).or_default().push(order);
+            let known = self.known(number);
+            known.is_none_or(|bucket| bucket.model(&names.model_inputs(&order.model)).is_none())
+        };
+        let new = orders.iter().filter(is_new);
+        let new: Vec<&str> = new.map(|order| order.model.as_str()).collect();
+        let mut failures = Failures::new();
+        if new.is_empty() {
+            return failures;
         }
-        if of_bucket.is_empty() {
-            return Ok(());
+        if let Err(error) = self.read_new(&new, &mut failures).await {
+            let text = format!("{error:#}");
+            failures.extend(new.iter().map(|name| ((*name).to_owned(), text.clone())));
         }
-        self.shared.admin.create(&topics, false).await?;
+        failures
+    }
+
+    /// Makes topics and begins to read. Fails before anything is read.
+    async fn read_new(&self, models: &[&str], failures: &mut Failures) -> anyhow::Result<()> {
+        let names = &self.shared.names;
+        let pair = |model: &&str| [names.model_inputs(model), names.model_outputs(model)];
+        let topics = models.iter().flat_map(pair).chain([names.errors()]);
+        let topics: Vec<String> = topics.collect();
+        let unusable = self.shared.admin.make(&topics).await?;
+        if let Some(reason) = unusable.get(&names.errors()) {
+            anyhow::bail!("{reason}");
+        }
         let partitions = self.shared.admin.all_partitions(&topics).await?;
         let count = |topic: &str| partitions.get(topic).copied().unwrap_or(1);
         self.shared.errors.set_partitions(count(&names.errors()));
-        for (number, orders) in of_bucket {
-            let bucket = self.bucket(number).await?;
-            let mut models = Vec::new();
-            for order in orders {
-                let (inputs, outputs) = (
-                    names.model_inputs(&order.model),
-                    names.model_outputs(&order.model),
-                );
-                let target = Target::new(&outputs, count(&outputs));
-                let workers = self.shared.options.workers;
-                let model = Model::new(&order.model, &inputs, target, workers);
-                models.push((Arc::new(model), 0..count(&inputs)));
+        let mut of_bucket: HashMap<u32, Vec<Partitions>> = HashMap::new();
+        for name in models {
+            let [inputs, outputs] = pair(name);
+            if let Some(reason) = unusable.get(&inputs).or(unusable.get(&outputs)) {
+                failures.insert((*name).to_owned(), reason.clone());
+                continue;
             }
-            let more = i64::try_from(models.len()).unwrap_or(0);
-            self.own(&bucket, number, models, Unread::FromTheEnd)
-                .await?;
-            self.shared.metrics.models.inc_by(more);
+            let target = Target::new(&outputs, count(&outputs));
+            let model = Model::new(name, &inputs, target, self.shared.options.workers);
+            let number = bucket_of(name, self.shared.options.max_consumers);
+            let of = of_bucket.entry(number).or_default();
+            of.push((Arc::new(model), 0..count(&inputs)));
+        }
+        for (number, models) in of_bucket {
+            self.begin(number, models, failures).await;
         }
         Ok(())
+    }
+
+    /// Begins to read models of a bucket, together as far as none of them spoils it for the others.
+    async fn begin(&self, number: u32, models: Vec<Partitions>, failures: &mut Failures) {
+        let mut fail = |models: &[Partitions], error: &anyhow::Error| {
+            let text = format!("{error:#}");
+            let names = models.iter().map(|(model, _)| model.name.to_string());
+            failures.extend(names.map(|name| (name, text.clone())));
+        };
+        let bucket = match self.bucket(number).await {
+            Ok(bucket) => bucket,
+            Err(error) => return fail(&models, &error),
+        };
+        let bucket = &bucket;
+        let own = |models: Vec<Partitions>| async move {
+            let together = models.len();
+            let owned = self.own(bucket, number, models, Unread::FromTheEnd).await;
+            match &owned {
+                Ok(()) => drop(
+                    self.shared
+                        .metrics
+                        .models
+                        .inc_by(i64::try_from(together).unwrap_or(0)),
+                ),
+                Err(error) if together > 1 => {
+                    tracing::warn!(together, "models cannot be begun together: {error:#}");
+                }
+                Err(_) => {}
+            }
+            owned
+        };
+        for (models, error) in by_halves(models, Instant::now() + HALVING, own).await {
+            fail(&models, &error);
+        }
     }
 
     /// Finds out where to go on with partitions, stores what is new, and begins to read.
@@ -175,7 +213,7 @@ impl Gateway {
         &self,
         bucket: &Bucket,
         number: u32,
-        models: Vec<(Arc<Model>, Range<i32>)>,
+        models: Vec<Partitions>,
         unread: Unread,
     ) -> anyhow::Result<()> {
         let keys: Vec<Key> = models
@@ -271,7 +309,7 @@ impl Gateway {
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(&order.model);
             }
-            gateway.acknowledge(order, done);
+            gateway.acknowledge(order, done.err().map(|error| format!("{error:#}")));
         });
     }
 

@@ -13,6 +13,7 @@ mod control;
 mod exactly_once;
 mod failure;
 mod gateway;
+mod halves;
 mod look;
 mod metrics;
 mod model;

@@ -64,10 +64,11 @@ impl Route {
         *write(&self.versions) = vec![version];
     }
 
-    /// Says whether none is left.
+    /// That version leaves, and what there still is of those before: they are not ordered to leave one by one. Says whether
+    /// none is left.
     fn remove(&self, version: u32) -> bool {
         let mut versions = write(&self.versions);
-        versions.retain(|known| known.version != version);
+        versions.retain(|known| known.version > version);
         versions.is_empty()
     }
 }
@@ -114,7 +115,8 @@ impl Routes {
         Ok(())
     }
 
-    /// Serves a version of a pipeline no more. After the last, returns when its requests have ended, `limit` at most.
+    /// Serves a version of a pipeline, and those before it, no more. After the last, returns when its requests have ended,
+    /// `limit` at most.
     pub(crate) async fn remove(&self, pipeline: &str, version: Option<u32>, limit: Duration) {
         let target = Target::Pipeline(pipeline.to_owned());
         let Some(route) = self.get(&target) else {

@@ -269,6 +269,15 @@ async fn grpc_on_both_ports_and_typed_errors() {
     );
     let invalid = scene.infer("echo", &[], "{").await;
     assert_eq!(invalid.status, 400);
+    for no_request in ["[]", "7", "null", ""] {
+        let invalid = scene.infer("echo", &[], no_request).await;
+        assert_eq!(invalid.status, 400, "{no_request:?}");
+        let said = invalid.error();
+        let wanted = "pipeline echo: not a message of the inference protocol: ";
+        assert!(said.starts_with(wanted), "{said}");
+        let object = said.contains("expected a JSON object");
+        assert!(object || no_request.is_empty(), "{said}");
+    }
     let wrong = scene
         .infer("echo", &[("seldon-model", "x.experiment")], "{}")
         .await;
@@ -561,7 +570,8 @@ async fn a_pipeline_that_leaves_and_a_stop_let_requests_finish() {
     // One version of two leaves: nothing changes for callers.
     scene.delete(&pipeline("hang", 1));
     assert_eq!(scene.ack().await.update.unwrap().op, 2);
-    scene.delete(&pipeline("hang", 2));
+    // With a version that was never served here those before it leave, too.
+    scene.delete(&pipeline("hang", 3));
     let gone = async || {
         let answer = scene
             .infer(
@@ -580,7 +590,7 @@ async fn a_pipeline_that_leaves_and_a_stop_let_requests_finish() {
     assert!(scene.ack().await.success);
 
     // The same with the whole gateway: what is in flight ends, what is new is refused.
-    scene.create(&pipeline("hang", 3)).await;
+    scene.create(&pipeline("hang", 4)).await;
     let waiting = tokio::spawn(call(client, http));
     let record = loop {
         let seen = scene.saw().await;

@@ -1,19 +1,23 @@
 //! An agent that loads nothing: it reports every model as loaded at once, at the address of a server that answers all.
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use seldon_grpc::agent::agent_service_client::AgentServiceClient;
 use seldon_proto::agent::{
-    AgentSubscribeRequest, ModelEventMessage, ReplicaConfig, model_event_message::Event,
-    model_operation_message::Operation,
+    AgentSubscribeRequest, ModelEventMessage, ModelVersion, ReplicaConfig,
+    model_event_message::Event, model_operation_message::Operation,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tonic::transport::Channel;
 
 /// Models that were reported as loaded: the last one and when.
 pub type Loaded = watch::Receiver<Option<(Arc<str>, Instant)>>;
 
-/// Subscribes as the only replica of `server`, which serves models that require its name, and reports for ever.
+/// Subscribes as the only replica of `server`, which serves models that require its name, and reports for ever, also to a
+/// scheduler that was started again.
 pub async fn start(scheduler: String, server: &'static str, port: u16) -> Result<Loaded> {
     let mut client: AgentServiceClient<Channel> = AgentServiceClient::connect(scheduler).await?;
     let subscription = AgentSubscribeRequest {
@@ -31,14 +35,29 @@ pub async fn start(scheduler: String, server: &'static str, port: u16) -> Result
         loaded_models: vec![],
         available_memory_bytes: 1 << 40,
     };
-    let mut orders = client.subscribe(subscription).await?.into_inner();
+    let mut orders = client.subscribe(subscription.clone()).await?.into_inner();
     let (sender, loaded) = watch::channel(None);
     tokio::spawn(async move {
-        while let Ok(Some(order)) = orders.message().await {
+        let mut has: Vec<ModelVersion> = Vec::new();
+        loop {
+            let Ok(Some(order)) = orders.message().await else {
+                // The scheduler has gone: it is told of the models when it is back.
+                sleep(Duration::from_millis(50)).await;
+                let subscription = AgentSubscribeRequest {
+                    loaded_models: has.clone(),
+                    ..subscription.clone()
+                };
+                if let Ok(again) = client.subscribe(subscription).await {
+                    orders = again.into_inner();
+                }
+                continue;
+            };
             let loads = order.operation() == Operation::LoadModel;
             let Some(version) = order.model_version else {
                 continue;
             };
+            has.retain(|one| one != &version);
+            has.extend(loads.then(|| version.clone()));
             let name = version
                 .model
                 .and_then(|m| m.meta)

@@ -138,14 +138,19 @@ impl Scene {
         Gateway(child.unwrap())
     }
 
-    /// Has a model read (or not any more), and waits for the acknowledgement.
-    async fn order(&mut self, model: &str, operation: ModelOperation) {
+    /// Orders a model to be read (or not any more); returns the order's timestamp.
+    async fn send(&self, model: &str, operation: ModelOperation) -> u64 {
         let timestamp = self.scheduler.order(ModelStatusResponse {
             model_name: model.to_owned(),
             operation: operation.into(),
             ..Default::default()
         });
-        let timestamp = timeout(LIMIT, timestamp).await.unwrap();
+        timeout(LIMIT, timestamp).await.unwrap()
+    }
+
+    /// Has a model read (or not any more), and waits for the acknowledgement.
+    async fn order(&mut self, model: &str, operation: ModelOperation) {
+        let timestamp = self.send(model, operation).await;
         let heard = async {
             loop {
                 let ack = self.acks.recv().await.unwrap();

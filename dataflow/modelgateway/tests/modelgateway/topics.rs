@@ -8,7 +8,9 @@ use seldon_kafka::{Consumer, Producer};
 use seldon_proto::scheduler::model_status_response::ModelOperation;
 use seldon_records::{Headers, Outgoing, header};
 
-use crate::{Scene, next, number, request};
+use tokio::time::timeout;
+
+use crate::{LIMIT, Scene, next, number, request};
 
 const MODES: [&str; 2] = ["at-least-once", "exactly-once"];
 
@@ -129,4 +131,33 @@ async fn a_topic_that_was_deleted_and_made_again_is_read_from_its_beginning() {
         assert_eq!(number(&next(&outputs).await), 14, "{mode}");
         successor.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_models_at_once_one_without_topics_fails_alone() {
+    let mut scene = Scene::new().await;
+    let gateway = scene.gateway();
+    // While this is carried out the others come, so that they are carried out together.
+    scene.send("first", ModelOperation::ModelCreate).await;
+    let mut wanted: Vec<String> = (0..100).map(|number| format!("m{number}")).collect();
+    wanted.insert(50, "no topic".to_owned());
+    for model in &wanted {
+        scene.send(model, ModelOperation::ModelCreate).await;
+    }
+    wanted.push("first".to_owned());
+    while !wanted.is_empty() {
+        let ack = timeout(LIMIT, scene.acks.recv()).await.unwrap().unwrap();
+        let model = ack.update.unwrap().model;
+        wanted.retain(|one| *one != model);
+        if model == "no topic" {
+            let reason = ack.reason;
+            assert!(
+                !ack.success && reason.contains("no topic.inputs cannot be made"),
+                "{reason}"
+            );
+        } else {
+            assert!(ack.success, "{model}: {}", ack.reason);
+        }
+    }
+    gateway.stop().await;
 }
