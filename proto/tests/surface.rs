@@ -22,8 +22,14 @@ const PACKAGES: [&str; 8] = [
     "inferenceSchema",
 ];
 
-/// What we added to those packages, and nothing else: cohorts, guarded roll-outs, and the ports of pipeline gateways.
+/// What we added to those packages, and nothing else: cohorts, guarded roll-outs, the ports of pipeline gateways, versions
+/// that an engine takes up together, and how replicas of servers are used.
 const OURS: &str = "\
+seldon.mlops.agent.ModelEventMessage field 100 usage ReplicaUsage
+seldon.mlops.agent.ReplicaUsage message
+seldon.mlops.agent.ReplicaUsage field 1 evictedModels uint32
+seldon.mlops.agent.ReplicaUsage field 2 requestsInFlight uint32
+seldon.mlops.chainer.PipelineUpdateMessage field 100 others repeated PipelineUpdateMessage
 seldon.mlops.scheduler.Experiment field 100 cohort optional ExperimentCohort
 seldon.mlops.scheduler.Experiment field 101 rollout optional ExperimentRollout
 seldon.mlops.scheduler.ExperimentCohort message
@@ -36,6 +42,8 @@ seldon.mlops.scheduler.ExperimentRollout field 4 maxErrorRateIncrease optional d
 seldon.mlops.scheduler.ExperimentRollout field 5 maxLatencyRatio optional double
 seldon.mlops.scheduler.PipelineSubscriptionRequest field 100 subscriberHttpPort uint32
 seldon.mlops.scheduler.PipelineSubscriptionRequest field 101 subscriberGrpcPort uint32
+seldon.mlops.scheduler.ServerReplicaResources field 100 evictedModels uint32
+seldon.mlops.scheduler.ServerReplicaResources field 101 requestsInFlight uint32
 ";
 
 #[test]

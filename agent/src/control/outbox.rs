@@ -156,5 +156,6 @@ fn message(
         available_memory_bytes: registry.available(),
         runtime_info: (event == Event::Loaded)
             .then(|| registry.runtime_info(name, waiting.version)),
+        usage: None,
     }
 }

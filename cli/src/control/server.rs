@@ -84,6 +84,8 @@ fn replicas(server: &ServerStatusResponse) -> String {
     let mut rows = vec![row([
         &"replica",
         &"models",
+        &"evicted",
+        &"in flight",
         &"memory",
         &"free",
         &"over-commit",
@@ -92,6 +94,8 @@ fn replicas(server: &ServerStatusResponse) -> String {
         rows.push(row([
             &replica.replica_idx,
             &replica.num_loaded_models,
+            &replica.evicted_models,
+            &replica.requests_in_flight,
             &replica.total_memory_bytes,
             &replica.available_memory_bytes,
             &format_args!("{}%", replica.over_commit_percentage),

@@ -30,6 +30,10 @@ pub struct Entry {
     pub epoch: u64,
     /// The owner has let go; nothing was taken since.
     pub released: bool,
+    /// Where requests enter: the version that they enter from each offset on, so that one that is read again enters the
+    /// version that it had entered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub enters: Vec<(i64, u32)>,
 }
 
 /// Where a progress is of: pipeline, topic, partition.
@@ -194,6 +198,7 @@ mod tests {
             owner: owner.to_owned(),
             epoch,
             released: false,
+            enters: Vec::new(),
         };
         let written = outgoing(&"progress".into(), &place, Some(&entry));
         Record {

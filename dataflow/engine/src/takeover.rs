@@ -19,25 +19,41 @@ const GRACE: Duration = Duration::from_secs(1);
 /// of a dead one hides what comes after.
 const BARRIER: Duration = Duration::from_millis(700);
 
-/// All topics a version reads; an error says what is wrong with it.
-pub fn reads(
-    context: &Context,
-    update: &PipelineUpdateMessage,
-) -> anyhow::Result<BTreeSet<Arc<str>>> {
-    let mut flow = Flow::new(&update.pipeline, context.names.clone(), Limits::default());
-    flow.put(update)?;
-    Ok(flow.topics())
+/// Versions of a pipeline that are taken up together: no record is read that is of one that is not known yet.
+pub struct Versions {
+    /// The one that was ordered, then the others.
+    pub updates: Vec<PipelineUpdateMessage>,
+    /// Topics that they read.
+    pub reads: BTreeSet<Arc<str>>,
+    /// Topics that they read or write.
+    pub topics: Vec<String>,
 }
 
-/// All topics a version reads or writes.
-pub fn topics(reads: &BTreeSet<Arc<str>>, update: &PipelineUpdateMessage) -> Vec<String> {
-    let mut topics: BTreeSet<String> = reads.iter().map(|topic| topic.to_string()).collect();
-    let steps = update.updates.iter();
-    topics.extend(steps.filter_map(|step| Some(step.sink.as_ref()?.topic_name.clone())));
-    topics.insert(update.pipeline_output_topic.clone());
-    topics.insert(update.pipeline_error_topic.clone());
-    topics.remove("");
-    topics.into_iter().collect()
+impl Versions {
+    /// Of an order to create one; an error says what is wrong with it. Others that cannot run are left out: they have
+    /// orders of their own to say so.
+    pub fn of(context: &Context, mut update: PipelineUpdateMessage) -> anyhow::Result<Self> {
+        let mut flow = Flow::new(&update.pipeline, context.names.clone(), Limits::default());
+        let others = std::mem::take(&mut update.others);
+        flow.put(&update)?;
+        let others = others.into_iter().filter(|other| flow.put(other).is_ok());
+        let mut updates = vec![update];
+        updates.extend(others);
+        let reads = flow.topics();
+        let mut topics: BTreeSet<String> = reads.iter().map(|topic| topic.to_string()).collect();
+        for update in &updates {
+            let steps = update.updates.iter();
+            topics.extend(steps.filter_map(|step| Some(step.sink.as_ref()?.topic_name.clone())));
+            topics.insert(update.pipeline_output_topic.clone());
+            topics.insert(update.pipeline_error_topic.clone());
+        }
+        topics.remove("");
+        Ok(Self {
+            updates,
+            reads,
+            topics: topics.into_iter().collect(),
+        })
+    }
 }
 
 /// Makes topics and looks at their partitions.
@@ -208,6 +224,9 @@ async fn starts(
             owner: context.me.clone(),
             epoch,
             released: false,
+            enters: former
+                .filter(|former| former.at.offset <= end)
+                .map_or_else(Vec::new, |former| former.enters.clone()),
         };
         starts.push((at.clone(), entry));
     }
@@ -266,6 +285,7 @@ mod tests {
             owner: "a".to_owned(),
             epoch: 1,
             released,
+            enters: Vec::new(),
         }
     }
 

@@ -132,71 +132,44 @@ async fn a_topic_that_takes_nothing_stops_only_those_that_write_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pipeline_that_moves_is_handed_over_with_what_is_in_flight() {
-    for more in [&[][..], &EXACT] {
-        let world = World::new().await;
-        let create = world.chain("p", 1, &["slow"]);
-        let (_first, _second) = (world.engine("first", more), world.engine("second", more));
-        world.scheduler.carry_out("first", create.clone()).await;
-        world.send("p", 0..20).await;
-        let mut asked = world.reader(&world.names.model_inputs("slow"));
-        asked.until(20).await;
-        let start = Instant::now();
-        world
-            .scheduler
-            .carry_out("first", world.hand_over("p", 1))
-            .await;
-        world.scheduler.carry_out("second", create).await;
-        let took = start.elapsed();
-        assert!(took < Duration::from_secs(3), "{took:?}");
-        world.send("p", 20..30).await;
-        // The model answers only now.
-        world.models(&["slow"]).await;
-        let mut answers = world.reader(&world.names.pipeline_outputs("p"));
-        answers.until(30).await;
-        answers.some(QUIET).await;
-        assert_eq!((answers.seen.len(), answers.marked()), (30, 0));
-        println!("handed over in {took:?}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_stood_still_and_was_replaced_marks_what_it_writes() {
     let world = World::new().await;
-    world.models(&["one"]).await;
-    let create = world.chain("p", 1, &["one"]);
-    let mut answers = world.reader(&world.names.pipeline_outputs("p"));
-    let mut number = 0;
-    for round in 0..3 {
-        let (former, heir) = (format!("former{round}"), format!("heir{round}"));
-        let first = world.engine(&former, &[]);
-        world.scheduler.carry_out(&former, create.clone()).await;
-        world.send("p", number..number + 100).await;
-        answers.until(number + 100).await;
-        answers.some(QUIET).await;
-        // Nothing is in the hands of its client. What comes while it stands still it finds when it goes on.
-        first.signal("-STOP");
-        let start = Instant::now();
-        let _second = world.engine(&heir, &[]);
-        world.scheduler.carry_out(&heir, create.clone()).await;
-        number += 2_000;
-        world.send("p", number - 1_900..number).await;
-        answers.until(number).await;
-        // Long enough for it to notice.
-        tokio::time::sleep(Duration::from_secs(3).saturating_sub(start.elapsed())).await;
-        first.signal("-CONT");
-        world.send("p", number..number + 100).await;
-        number += 100;
-        answers.until(number).await;
-        answers.some(QUIET).await;
-    }
-    let (repeats, marked) = answers.repeats();
-    println!("{repeats} repeats");
+    // What it holds when it is stopped it writes when it goes on, before it can know of the other.
+    let create = batching(&world, 1_000, 4_000);
+    let first = world.engine("former", &[]);
+    world.scheduler.carry_out("former", create.clone()).await;
+    let mut one = world.reader(&world.names.model_inputs("one"));
+    let mut three = world.reader(&world.names.model_inputs("three"));
+    world.send("p", 0..3).await;
+    three.until(3).await;
+    // Nothing is in the hands of its client.
+    three.some(QUIET).await;
+    first.signal("-STOP");
+    one.some(QUIET).await;
+    assert!(one.seen.is_empty(), "it was stopped too late");
+    let _second = world.engine("heir", &[]);
+    world.scheduler.carry_out("heir", create).await;
+    // The heir's own window is over, so the former stood still for longer than that.
+    one.all(1).await;
+    // What comes while it stands still it finds when it goes on.
+    world.send("p", 3..103).await;
+    first.signal("-CONT");
+    one.all(2).await;
+    assert_eq!(one.repeats(), (1, 1), "the former one writes, and marks it");
+    world.send("p", 103..203).await;
+    three.until(203).await;
+    three.some(QUIET).await;
+    let (repeats, marked) = three.repeats();
+    println!("{repeats} repeats of what went on at once");
     assert_eq!(repeats, marked, "a repeat is not marked");
+    // Which the heir sends, and nobody else: the former one knows by now.
+    one.all(3).await;
+    one.some(QUIET).await;
+    assert_eq!(one.seen.len(), 3);
 }
 
-/// `one` gets batches of two; `two` joins with what nobody answers but the test.
-fn batching(world: &World) -> PipelineUpdateMessage {
+/// `one` gets batches of so many, after so long; `two` joins with what nobody answers but the test.
+fn batching(world: &World, size: u32, window_ms: u32) -> PipelineUpdateMessage {
     let topic = |topic_name: String| PipelineTopic {
         pipeline_name: "p".to_owned(),
         topic_name,
@@ -213,8 +186,8 @@ fn batching(world: &World) -> PipelineUpdateMessage {
     let mut update = world.chain("p", 1, &[]);
     let inputs = || names.pipeline_inputs("p");
     let batch = Batch {
-        size: Some(2),
-        window_ms: Some(60_000),
+        size: Some(size),
+        window_ms: Some(window_ms),
         rolling: false,
     };
     let one = PipelineStepUpdate {
@@ -237,7 +210,7 @@ fn batching(world: &World) -> PipelineUpdateMessage {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exactly_once_an_open_batch_outlasts_its_engine() {
     let world = World::new().await;
-    let create = batching(&world);
+    let create = batching(&world, 2, 60_000);
     let first = world.engine("first", &EXACT);
     world.scheduler.carry_out("first", create.clone()).await;
     world.send("p", 0..3).await;

@@ -117,19 +117,26 @@ impl Flow {
 
     /// Takes a record.
     pub fn handle(&mut self, input: Arc<Input>, now_ms: i64) -> Vec<Emit> {
-        self.handle_in(input, None, now_ms)
+        self.handle_entering(input, None, None, now_ms)
     }
 
     /// Takes a record that another process held, where it waited and nowhere else: see [`Flow::waits`].
     pub fn handle_again(&mut self, input: Arc<Input>, places: &[Place], now_ms: i64) -> Vec<Emit> {
-        self.handle_in(input, Some(places), now_ms)
+        self.handle_entering(input, None, Some(places), now_ms)
     }
 
-    fn handle_in(&mut self, input: Arc<Input>, places: Option<&[Place]>, now_ms: i64) -> Vec<Emit> {
+    /// Takes a record, as above. `enters`: if it enters, the version that it enters or entered before; else the newest.
+    pub fn handle_entering(
+        &mut self,
+        input: Arc<Input>,
+        enters: Option<u32>,
+        places: Option<&[Place]>,
+        now_ms: i64,
+    ) -> Vec<Emit> {
         let mut out = Vec::new();
         self.expire(now_ms, &mut out);
         self.counts.handled += 1;
-        self.take(&input, places, now_ms, &mut out);
+        self.take(&input, enters, places, now_ms, &mut out);
         while self.held.check(&self.limits) && self.give_up_oldest(&mut out) {}
         self.counts.emitted += out.len() as u64;
         out
@@ -206,6 +213,7 @@ impl Flow {
     fn take(
         &mut self,
         input: &Arc<Input>,
+        enters: Option<u32>,
         places: Option<&[Place]>,
         now_ms: i64,
         out: &mut Vec<Emit>,
@@ -232,7 +240,7 @@ impl Flow {
             || topic
                 .as_ref()
                 .is_some_and(|topic| *topic == Topic::PipelineInputs(pipeline.to_owned()));
-        let version = match self.version_for(&record.headers, is_own, is_entry) {
+        let version = match self.version_for(&record.headers, is_own, is_entry, enters) {
             Ok(version) => version,
             Err(said) => return self.refuse(input, said, topic.as_ref(), is_own, out),
         };
@@ -311,11 +319,15 @@ impl Flow {
     }
 
     /// The version that a record is for; else the number that it names, if it names one.
+    ///
+    /// What comes by the pipeline's inputs names one where a step of that version wrote it, to lead others' records in.
+    /// Else its producer named it, who has no say in it.
     fn version_for(
         &self,
         headers: &Headers,
         is_own: bool,
         is_entry: bool,
+        enters: Option<u32>,
     ) -> Result<u32, Option<u32>> {
         let named = headers.text(header::PIPELINE_VERSION).filter(|_| is_own);
         let named: Option<u32> = named.and_then(|version| version.parse().ok());
@@ -323,11 +335,16 @@ impl Flow {
         let newest = versions
             .find(|(_, live)| !live.is_retired)
             .map(|(version, _)| *version);
-        match named {
-            Some(version) if self.versions.contains_key(&version) => Ok(version),
-            // A caller may send any version along; what this pipeline wrote names its own.
-            Some(version) if !is_entry => Err(Some(version)),
-            _ => newest.ok_or(None),
+        let leads_in = |live: &Live| live.graph.steps.iter().any(|step| step.kind == Sink::Entry);
+        match named.map(|version| (version, self.versions.get(&version))) {
+            Some((version, Some(live))) if !is_entry || leads_in(live) => Ok(version),
+            Some((version, None)) if !is_entry || self.versions.values().any(leads_in) => {
+                Err(Some(version))
+            }
+            _ => {
+                let enters = enters.filter(|version| self.versions.contains_key(version));
+                enters.or(newest).ok_or(None)
+            }
         }
     }
 
@@ -382,7 +399,7 @@ impl Flow {
             match window {
                 Window::Join(version, step, key) => self.close((version, step), &key, now_ms, out),
                 Window::Constants(version, step, id) => self.drop_constants((version, step), &id),
-                Window::Batch(version, step) => self.flush((version, step), now_ms, out),
+                Window::Batch(version, step) => self.flush((version, step), out),
             }
         }
         while let Some((version, identity)) = self.runs.pop(now_ms) {

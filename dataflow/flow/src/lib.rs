@@ -7,6 +7,7 @@
 
 mod arrival;
 mod batches;
+mod endings;
 mod failures;
 mod flow;
 mod graph;

@@ -18,7 +18,7 @@ use crate::{
 const LATE_MS: i64 = 60_000;
 
 /// Version and step.
-type At = (u32, usize);
+pub(crate) type At = (u32, usize);
 
 impl Flow {
     fn graph(&self, at: At) -> Option<Arc<Graph>> {
@@ -155,7 +155,7 @@ impl Flow {
         }
     }
 
-    fn entry(&mut self, at: At, key: &JoinKey) -> Option<&mut Entry> {
+    pub(crate) fn entry(&mut self, at: At, key: &JoinKey) -> Option<&mut Entry> {
         self.versions.get_mut(&at.0)?.joins[at.1]
             .entries
             .get_mut(key)
@@ -225,7 +225,7 @@ impl Flow {
     }
 
     /// A join is over: what it held is free.
-    fn release(&mut self, at: At, key: &JoinKey) {
+    pub(crate) fn release(&mut self, at: At, key: &JoinKey) {
         let Some(live) = self.versions.get_mut(&at.0) else {
             return;
         };
@@ -265,50 +265,6 @@ impl Flow {
             live.waiting -= 1;
             self.held.remove(arrival);
         }
-    }
-
-    /// Joins hold twice what they may: the oldest is given up and its caller told. Whether there was one.
-    pub(crate) fn give_up_oldest(&mut self, out: &mut Vec<Emit>) -> bool {
-        let oldest = self
-            .windows
-            .pop_where(|window| !matches!(window, Window::Batch(..)));
-        let (at, key) = match oldest {
-            Some(Window::Join(version, step, key)) => ((version, step), key),
-            Some(Window::Constants(version, step, id)) => {
-                self.drop_constants((version, step), &id);
-                return true;
-            }
-            _ => return false,
-        };
-        let entry = self.entry(at, &key).filter(|entry| !entry.is_over);
-        let first = entry.and_then(|entry| entry.slots.iter().find_map(Slot::arrival).cloned());
-        self.release(at, &key);
-        let Some(live) = self.versions.get_mut(&at.0) else {
-            return true;
-        };
-        live.joins[at.1].entries.remove(&key);
-        if let Some(arrival) = first {
-            let step = &live.graph.steps[at.1];
-            let (foreign, name) = (step.kind == Sink::Entry, step.name.clone());
-            self.counts.half_joins += 1;
-            let failure = failure(
-                &arrival,
-                503,
-                format!(
-                    "the joins of pipeline {:?} hold all they may, and step {name:?} still waited for a side of this \
-                 request: send it again, or raise the limit",
-                    self.pipeline
-                ),
-            );
-            self.fail(
-                Some(at.0),
-                failure,
-                vec![arrival.cause.clone()],
-                foreign,
-                out,
-            );
-        }
-        true
     }
 
     /// A step goes on with what came together.
@@ -411,13 +367,13 @@ impl Flow {
             Batched::Waits => live.waiting += 1,
             Batched::Full => {
                 live.waiting += 1;
-                self.flush(at, now_ms, out);
+                self.flush(at, out);
             }
         }
     }
 
     /// Sends a batch, full or not.
-    pub(crate) fn flush(&mut self, at: At, _now_ms: i64, out: &mut Vec<Emit>) {
+    pub(crate) fn flush(&mut self, at: At, out: &mut Vec<Emit>) {
         let Some(live) = self.versions.get_mut(&at.0) else {
             return;
         };
@@ -472,7 +428,7 @@ fn run_of<'a>(arrivals: impl Iterator<Item = &'a Arc<Arrival>>, pipeline: &str) 
     Identity::derived(&parts)
 }
 
-fn failure(arrival: &Arrival, status: u16, text: String) -> Failure {
+pub(crate) fn failure(arrival: &Arrival, status: u16, text: String) -> Failure {
     Failure {
         key: arrival.key.clone(),
         headers: arrival.headers.clone(),

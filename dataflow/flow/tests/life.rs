@@ -5,8 +5,9 @@ mod world;
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use seldon_flow::{Emit, Flow, Input, Limits};
-use seldon_records::{Record, header};
+use seldon_records::{Headers, Record, header};
 use world::{
     Spec, Step, World,
     models::{ADD10, IDENTITY, MUL10, request},
@@ -81,6 +82,148 @@ fn a_removed_version_is_said_to_the_caller() {
     );
     assert_eq!(world.flows[0].counts().gone, 1);
     world.drained();
+}
+
+#[test]
+fn a_producer_has_no_say_in_the_version() {
+    let models = [("add10", ADD10), ("mul10", MUL10)];
+    let mut world = World::new(&[single("add10")], &models);
+    world.flows[0].put(&update(&single("mul10"), 2)).unwrap();
+    world.flows[0].retire(1);
+    for (key, version) in [("retired", "1"), ("unknown", "9")] {
+        let headers = [
+            (header::PIPELINE, "p"),
+            (header::PIPELINE_VERSION, version),
+            (header::ID, key),
+        ];
+        let (topic, value) = (names().pipeline_inputs("p"), numbers().encode_to_vec());
+        world.write(&topic, key, headers.into_iter().collect(), value);
+        world.run();
+        assert_eq!(world.answers_to("p", key), ["OUTPUT=10"]);
+        assert!(world.flows[0].idle(1), "it is kept from its end");
+    }
+    world.drained();
+}
+
+/// What is written comes back.
+fn read(flow: &mut Flow, emit: Emit) -> Vec<Emit> {
+    let record = emit.record;
+    let record = Record {
+        topic: record.topic,
+        partition: 0,
+        offset: 0,
+        key: record.key,
+        value: record.value,
+        headers: record.headers,
+        timestamp_ms: 0,
+    };
+    feed(flow, &[record], false)
+}
+
+#[test]
+fn what_a_step_led_in_ends_in_its_version_or_hears_that_it_is_gone() {
+    let leading = |model: &str| single(model).external(Step::new("", &["q.outputs"]));
+    let mut flow = Flow::new("p", names(), Limits::default());
+    flow.put(&update(&leading("add10"), 1)).unwrap();
+    let led_in = |flow: &mut Flow, id: &'static str| {
+        let headers = [(header::PIPELINE, "q"), (header::ID, id)];
+        let record = Record {
+            topic: names().pipeline_outputs("q").into(),
+            partition: 0,
+            offset: 0,
+            key: None,
+            value: Some(numbers().encode_to_vec().into()),
+            headers: headers.into_iter().collect(),
+            timestamp_ms: 0,
+        };
+        feed(flow, &[record], false).remove(0)
+    };
+    let (first, second) = (led_in(&mut flow, "1"), led_in(&mut flow, "2"));
+    assert_eq!(*first.record.topic, *names().pipeline_inputs("p"));
+    flow.put(&update(&leading("mul10"), 2)).unwrap();
+    flow.retire(1);
+    let asked = read(&mut flow, first);
+    assert_eq!(*asked[0].record.topic, *names().model_inputs("add10"));
+    let third = led_in(&mut flow, "3");
+    let asked = read(&mut flow, third);
+    assert_eq!(*asked[0].record.topic, *names().model_inputs("mul10"));
+    // The first version is forgotten.
+    let mut flow = Flow::new("p", names(), Limits::default());
+    flow.put(&update(&leading("mul10"), 2)).unwrap();
+    let told = read(&mut flow, second);
+    assert_eq!(*told[0].record.topic, *names().errors());
+    let text = String::from_utf8_lossy(told[0].record.value.as_deref().unwrap());
+    assert!(
+        text.starts_with("pipeline \"p\" version 1 was removed"),
+        "{text}"
+    );
+    assert_eq!(told[0].record.headers.text(header::STATUS), Some("503"));
+}
+
+#[test]
+fn what_enters_again_enters_the_version_that_is_said() {
+    let mut flow = Flow::new("p", names(), Limits::default());
+    flow.put(&update(&single("add10"), 1)).unwrap();
+    flow.put(&update(&single("mul10"), 2)).unwrap();
+    flow.inherit(15_000);
+    flow.retire(1);
+    let mut entered = |offset, version| {
+        let record = Record {
+            topic: names().pipeline_inputs("p").into(),
+            partition: 0,
+            offset,
+            key: None,
+            value: Some(numbers().encode_to_vec().into()),
+            headers: Headers::new(),
+            timestamp_ms: 0,
+        };
+        let replayed = true;
+        let input = Arc::new(Input { record, replayed });
+        let emits = flow.handle_entering(input, version, None, 0);
+        emits[0].record.topic.to_string()
+    };
+    let [add10, mul10] = ["add10", "mul10"].map(|model| names().model_inputs(model));
+    assert_eq!(entered(0, Some(1)), add10);
+    assert_eq!(entered(1, Some(2)), mul10);
+    assert_eq!(entered(2, None), mul10);
+    // One that is gone.
+    assert_eq!(entered(3, Some(9)), mul10);
+}
+
+#[test]
+fn what_waits_in_a_removed_pipeline_is_given_up_and_said() {
+    let mut world = World::new(&[joining()], &[("one", IDENTITY)]);
+    world.call("p", "a", &numbers());
+    world.run();
+    let flow = &mut world.flows[0];
+    flow.retire(1);
+    assert_eq!((flow.waiting(), flow.idle(1)), (1, false));
+    let mut told = flow.end_waiting(1);
+    assert_eq!((told.len(), flow.waiting()), (1, 0));
+    assert!(flow.end_waiting(1).is_empty());
+    let mut answers = read(flow, told.remove(0));
+    let answer = answers.remove(0).record;
+    assert_eq!(*answer.topic, *names().pipeline_outputs("p"));
+    let text = String::from_utf8_lossy(answer.value.as_deref().unwrap());
+    assert!(
+        text.contains("step \"last\"") && text.ends_with("is being removed"),
+        "{text}"
+    );
+    assert!(flow.idle(1) && flow.next_deadline().is_none());
+}
+
+#[test]
+fn a_batch_of_a_removed_pipeline_is_sent_as_it_is() {
+    let step = Step::new("one", &[]).batch(Some(5), Some(60_000));
+    let spec = Spec::new("p", vec![step], &["one"]);
+    let mut world = World::new(&[spec], &[("one", IDENTITY)]);
+    world.call("p", "a", &numbers());
+    world.run();
+    let flow = &mut world.flows[0];
+    flow.retire(1);
+    let sent = flow.end_waiting(1);
+    assert_eq!(*sent[0].record.topic, *names().model_inputs("one"));
+    assert_eq!((sent.len(), flow.waiting(), flow.idle(1)), (1, 0, false));
 }
 
 #[test]

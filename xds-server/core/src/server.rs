@@ -6,7 +6,7 @@ use std::{
 };
 
 use seldon_proto::{
-    agent::AgentSubscribeRequest,
+    agent::{AgentSubscribeRequest, ReplicaUsage},
     scheduler::{KubernetesMeta, Model},
 };
 
@@ -47,6 +47,8 @@ pub(crate) struct ServerReplica {
     pub(crate) empty_since: Option<Duration>,
     /// Models that can answer.
     pub(crate) loaded: u32,
+    /// As its agent said last.
+    pub(crate) usage: ReplicaUsage,
     pub(crate) drain: Option<Drain>,
     /// The server is to have fewer replicas, and this is one too many.
     pub(crate) surplus: bool,
@@ -108,6 +110,7 @@ impl ServerReplica {
             models: BTreeMap::new(),
             empty_since: None,
             loaded: 0,
+            usage: ReplicaUsage::default(),
             drain: None,
             surplus: false,
         }

@@ -210,6 +210,8 @@ pub(crate) fn server_status(name: &str, server: &Server) -> ServerStatusResponse
             available_memory_bytes: replica.free(),
             num_loaded_models: int(replica.loaded as usize),
             over_commit_percentage: replica.over_commit,
+            evicted_models: replica.usage.evicted_models,
+            requests_in_flight: replica.usage.requests_in_flight,
         })
         .collect();
     ServerStatusResponse {

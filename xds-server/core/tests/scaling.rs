@@ -337,3 +337,39 @@ fn packing_is_by_removals_and_only_where_it_fits() {
     half.settle();
     assert_eq!(asked(&half), Some(2));
 }
+
+#[test]
+fn agents_learn_when_they_are_to_watch_a_model() {
+    let mut sim = world(2);
+    sim.load(model("iris", 1));
+    sim.settle();
+    let host = |sim: &Sim| {
+        let route = sim.state.route("iris").unwrap();
+        agent(
+            "mlserver",
+            *route.splits[0].replicas.replicas.first().unwrap(),
+        )
+    };
+    let key = host(&sim);
+    sim.load(bounded("iris", 1, 2));
+    let order = sim.agents[&key].inbox.front().unwrap().clone();
+    assert!(order.autoscaling_enabled);
+    let before = sim.state.generation();
+    sim.settle();
+    assert_eq!(
+        (sim.state_of("iris"), sim.state.generation()),
+        (ModelAvailable, before),
+        "what is loaded stays as it is"
+    );
+    // The agent was away when that changed.
+    sim.disconnect(&key);
+    sim.load(model("iris", 1));
+    sim.connect(&key);
+    let order = sim.agents[&key].inbox.front().unwrap().clone();
+    assert!(!order.autoscaling_enabled);
+    sim.settle();
+    assert!(sim.agents[&key].inbox.is_empty());
+    sim.disconnect(&key);
+    sim.connect(&key);
+    assert!(sim.agents[&key].inbox.is_empty(), "it knows");
+}

@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::context::Context;
 use crate::ledger::{Place, outgoing};
-use crate::takeover;
+use crate::takeover::{self, Versions};
 use crate::worker::{Command, Look};
 
 /// How long what is in flight in a version may take after the version was told to end.
@@ -131,21 +131,25 @@ struct Order {
 }
 
 impl Order {
-    async fn create(mut self) {
+    async fn create(self) {
+        let mut update = self.update.clone();
         if let Some(window) = self.parts.join_window {
-            for step in &mut self.update.updates {
+            let others = update
+                .others
+                .iter_mut()
+                .flat_map(|other| &mut other.updates);
+            for step in update.updates.iter_mut().chain(others) {
                 step.join_window_ms.get_or_insert(window);
             }
         }
-        let reads = match takeover::reads(&self.parts.context, &self.update) {
-            Ok(reads) => reads,
+        let versions = match Versions::of(&self.parts.context, update) {
+            Ok(versions) => versions,
             Err(error) => return self.answer(false, format!("{error:#}")),
         };
-        let topics = takeover::topics(&reads, &self.update);
         let mut pause = Duration::from_millis(200);
         let mut told = false;
         loop {
-            match self.try_create(&reads, &topics).await {
+            match self.try_create(&versions).await {
                 Ok(()) => return self.answer(true, String::new()),
                 Err(error) => {
                     // Tried again: when it succeeds the scheduler hears of it.
@@ -160,24 +164,22 @@ impl Order {
         }
     }
 
-    async fn try_create(
-        &self,
-        reads: &std::collections::BTreeSet<Arc<str>>,
-        topics: &[String],
-    ) -> anyhow::Result<()> {
+    async fn try_create(&self, versions: &Versions) -> anyhow::Result<()> {
         let parts = &self.parts;
         let _lock = self.lock.lock().await;
-        let look = self.look().await?;
+        let update = Box::new(versions.updates[0].clone());
+        let look: Look = parts.ask(|answer| Command::Look { update, answer }).await?;
         if look.runs {
             return Ok(());
         }
         let _permit = parts.permits.acquire().await?;
-        takeover::prepare(&parts.context, topics).await?;
-        let claimed = takeover::claim(&parts.context, &self.pipeline, reads, &look.places).await?;
-        let update = Box::new(self.update.clone());
+        takeover::prepare(&parts.context, &versions.topics).await?;
+        let (pipeline, reads) = (&self.pipeline, &versions.reads);
+        let claimed = takeover::claim(&parts.context, pipeline, reads, &look.places).await?;
+        let updates = versions.updates.clone();
         let installed = parts
             .ask(|answer| Command::Install {
-                update,
+                updates,
                 claimed,
                 answer,
             })
@@ -185,13 +187,6 @@ impl Order {
         installed.map_err(anyhow::Error::msg)?;
         tracing::info!(pipeline = %self.pipeline, version = self.update.version, "pipeline runs");
         Ok(())
-    }
-
-    async fn look(&self) -> anyhow::Result<Look> {
-        let update = Box::new(self.update.clone());
-        self.parts
-            .ask(|answer| Command::Look { update, answer })
-            .await
     }
 
     async fn delete(self) {
@@ -297,6 +292,7 @@ impl Order {
         let update = PipelineUpdateMessage {
             // The scheduler knows what it had sent.
             updates: Vec::new(),
+            others: Vec::new(),
             ..self.update.clone()
         };
         let _ = self.parts.acks.send(PipelineUpdateStatusMessage {

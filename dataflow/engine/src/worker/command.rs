@@ -16,21 +16,22 @@ pub enum Command {
         update: Box<PipelineUpdateMessage>,
         answer: oneshot::Sender<Look>,
     },
-    /// Lets a version run, from there in what was not read before.
+    /// Lets versions of a pipeline run, from there in what was not read before. Those after the first that do already, or
+    /// cannot, are passed over.
     Install {
-        update: Box<PipelineUpdateMessage>,
+        updates: Vec<PipelineUpdateMessage>,
         claimed: Claimed,
         answer: oneshot::Sender<Result<(), String>>,
     },
     /// Lets a version end; answers whether it is the last one, and nothing where there is no such version. `at_once`:
-    /// another engine goes on with what is in flight.
+    /// another engine goes on with what is in flight, and with the pipeline's other versions.
     Retire {
         pipeline: Arc<str>,
         version: u32,
         at_once: bool,
         answer: oneshot::Sender<Option<bool>>,
     },
-    /// Whether nothing of it is on its way.
+    /// Whether nothing of it is on its way. What waits for more to come in a pipeline that is removed is given up in time.
     Idle {
         pipeline: Arc<str>,
         version: u32,

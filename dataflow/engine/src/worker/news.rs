@@ -148,7 +148,7 @@ impl Worker {
         }
         let records = self.news(&all, true);
         let written = self.writer.progress(records);
-        let released = tokio::time::timeout(FLUSH, written).await.is_ok();
+        let released = matches!(tokio::time::timeout(FLUSH, written).await, Ok(Ok(())));
         if released {
             tracing::info!(pipelines = all.len(), "pipelines released");
         } else {

@@ -1,14 +1,16 @@
 //! What the rest of the engine orders.
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use seldon_flow::{Flow, Limits};
 use seldon_proto::chainer::PipelineUpdateMessage;
 use seldon_records::Outgoing;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::command::{Command, Look, Read};
-use super::owned::{At, Ending, Owned, Spot, Version};
+use super::owned::{At, Ending, Owned, Spot};
 use super::{Worker, now_ms};
 use crate::ledger::{Place, outgoing};
 use crate::takeover::Claimed;
@@ -17,6 +19,9 @@ use crate::takeover::Claimed;
 const UNSURE_MS: i64 = 2_000;
 /// How long a version that another owner ran is kept at least, for requests that are in flight in it.
 const INHERITED_MS: i64 = 15_000;
+/// How long a pipeline that is removed waits for sides of joins, and for batches to become full: their callers are gone by
+/// then, or wrote to topics.
+const SIDES: Duration = Duration::from_secs(2);
 
 impl Worker {
     /// Carries out what the rest of the engine asks.
@@ -26,11 +31,11 @@ impl Worker {
                 let _ = answer.send(self.look(&update));
             }
             Command::Install {
-                update,
+                updates,
                 claimed,
                 answer,
             } => {
-                let _ = answer.send(self.install(*update, claimed));
+                let _ = answer.send(self.install(updates, claimed));
             }
             Command::Retire {
                 pipeline,
@@ -45,6 +50,7 @@ impl Worker {
                 version,
                 answer,
             } => {
+                self.end_waiting(&pipeline, version);
                 let owned = self.pipelines.get_mut(&pipeline);
                 let _ = answer.send(owned.is_none_or(|owned| owned.is_idle(version)));
             }
@@ -73,33 +79,41 @@ impl Worker {
         let Some(owned) = self.pipelines.get(update.pipeline.as_str()) else {
             return Look::default();
         };
-        let version = owned.versions.get(&update.version);
-        let runs = version.is_some_and(|v| !v.retired && v.update.same(update))
-            && owned.ending == Ending::No;
         Look {
-            runs,
+            runs: owned.runs(update),
             places: owned.spots.keys().cloned().collect(),
         }
     }
 
-    fn install(&mut self, update: PipelineUpdateMessage, claimed: Claimed) -> Result<(), String> {
+    fn install(
+        &mut self,
+        updates: Vec<PipelineUpdateMessage>,
+        claimed: Claimed,
+    ) -> Result<(), String> {
+        let mut updates = updates.into_iter();
+        let Some(update) = updates.next() else {
+            return Ok(());
+        };
         let pipeline: Arc<str> = update.pipeline.as_str().into();
         let names = &self.context.names;
         let owned = self.pipelines.entry(pipeline.clone()).or_insert_with(|| {
             let flow = Flow::new(&pipeline, names.clone(), Limits::default());
             Owned::new(pipeline.clone(), flow)
         });
-        if let Err(error) = owned.flow.put(&update) {
+        if let Err(error) = owned.put(update) {
             if owned.versions.is_empty() {
                 self.pipelines.remove(&pipeline);
             }
             return Err(error.to_string());
         }
-        let version = Version {
-            retired: false,
-            update,
-        };
-        owned.versions.insert(version.update.version, version);
+        for other in updates
+            .filter(|other| !owned.runs(other))
+            .collect::<Vec<_>>()
+        {
+            if let Err(error) = owned.put(other) {
+                tracing::warn!("a version is not taken up with the others: {error}");
+            }
+        }
         if std::mem::take(&mut owned.ending) != Ending::No {
             self.waiting.insert(pipeline.clone());
         }
@@ -109,6 +123,12 @@ impl Worker {
         let reads = owned.survey(names);
         self.index.put(&pipeline, reads, names);
         self.start_at(&pipeline, claimed);
+        if let Some(owned) = self.pipelines.get_mut(&pipeline) {
+            owned.enter_newest();
+        }
+        // Before anything enters it: the next owner is to know.
+        let news = self.news(&HashSet::from([pipeline.clone()]), false);
+        drop(self.writer.progress(news));
         self.go_on();
         self.handled(&pipeline, Vec::new());
         Ok(())
@@ -135,21 +155,43 @@ impl Worker {
 
     fn retire(&mut self, pipeline: &Arc<str>, version: u32, at_once: bool) -> Option<bool> {
         let owned = self.pipelines.get_mut(pipeline)?;
-        owned.versions.get_mut(&version)?.retired = true;
+        owned.versions.get(&version)?;
+        // Progress is the pipeline's, so who goes on with one version goes on with all.
+        for (number, one) in &mut owned.versions {
+            if at_once || *number == version {
+                one.retired = true;
+                owned.flow.retire(*number);
+            }
+        }
         let last = owned.versions.values().all(|version| version.retired);
         if last {
             // What enters from now on is the next owner's, so it does not even pass.
-            owned.ending = match (at_once, owned.versions.len()) {
-                (true, 1) => Ending::HandOver,
-                _ => Ending::Draining,
+            owned.ending = match owned.ending {
+                Ending::No if !at_once => Ending::Draining(Instant::now()),
+                Ending::Draining(since) if !at_once => Ending::Draining(since),
+                _ => Ending::HandOver,
             };
             let positions = &self.positions;
             owned.suspend(|at| positions.get(at).copied());
         }
-        owned.flow.retire(version);
         self.dirty.insert(pipeline.clone());
         self.handled(pipeline, Vec::new());
         Some(last)
+    }
+
+    fn end_waiting(&mut self, pipeline: &Arc<str>, version: u32) {
+        let owned = self.pipelines.get_mut(pipeline);
+        let Some(owned) = owned.filter(|owned| match owned.ending {
+            Ending::Draining(since) => since.elapsed() >= SIDES,
+            Ending::No | Ending::HandOver => false,
+        }) else {
+            return;
+        };
+        let emits = owned.flow.end_waiting(version);
+        if !emits.is_empty() {
+            self.dirty.insert(pipeline.clone());
+            self.handled(pipeline, emits);
+        }
     }
 
     fn remove(&mut self, pipeline: &Arc<str>, version: u32, answer: oneshot::Sender<()>) {
@@ -247,20 +289,6 @@ impl Worker {
             self.stamps.remove(&at);
             self.seat(&at, 0);
         }
-    }
-}
-
-/// Whether two orders mean the same: all but when and for which stream.
-trait Same {
-    fn same(&self, other: &Self) -> bool;
-}
-
-impl Same for PipelineUpdateMessage {
-    fn same(&self, other: &Self) -> bool {
-        self.uid == other.uid
-            && self.updates == other.updates
-            && self.allow_cycles == other.allow_cycles
-            && self.max_step_revisits == other.max_step_revisits
     }
 }
 

@@ -3,9 +3,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use seldon_flow::{Counts, Emit, Flow, Input, Place};
+use seldon_flow::{BadPipeline, Counts, Emit, Flow, Input, Place};
 use seldon_proto::chainer::PipelineUpdateMessage;
 use seldon_records::{Names, Record, Topic};
+use tokio::time::Instant;
 
 use crate::ledger::{Entry, Place as Of};
 use crate::progress::{Cursor, Snapshot, Take};
@@ -21,6 +22,8 @@ pub struct Spot {
     pub replay: i64,
     /// What the progress topic says.
     pub written: Entry,
+    /// See [`Entry::enters`].
+    enters: Vec<(i64, u32)>,
 }
 
 impl Spot {
@@ -29,6 +32,7 @@ impl Spot {
         Self {
             cursor: Cursor::new(&entry.at),
             replay: entry.replay.unwrap_or(i64::MIN),
+            enters: entry.enters.clone(),
             written: entry,
         }
     }
@@ -41,6 +45,24 @@ impl Spot {
             self.cursor.suspend();
         }
         self.replay = i64::MIN;
+        self.enters.clear();
+    }
+
+    /// What was not read yet enters a version from now on; what was, or may have been, the one that it had entered.
+    fn enter(&mut self, version: u32) {
+        if self.enters.last().is_some_and(|(_, last)| *last == version) {
+            return;
+        }
+        let read = self.written.at.until.unwrap_or(self.written.at.offset);
+        let from = read.max(self.cursor.floor()).max(self.replay);
+        self.enters.push((from, version));
+    }
+
+    /// The version that a record enters, where it enters.
+    fn entered(&self, offset: i64) -> Option<u32> {
+        let mut enters = self.enters.iter().rev();
+        let (_, version) = enters.find(|(from, _)| *from <= offset)?;
+        Some(*version)
     }
 
     /// What to write down, if it is not written yet. `waits`: where what is held waits, by its offset; exactly once, all
@@ -55,10 +77,14 @@ impl Spot {
         if let Some(waits) = waits {
             at.waits = self.cursor.waits(&at, waits);
         }
+        // Of those that are done with, the last says what the next record enters.
+        let passed = self.enters.iter().rposition(|(from, _)| *from <= at.offset);
+        self.enters.drain(..passed.unwrap_or(0));
         let entry = Entry {
             at,
             replay,
             released,
+            enters: self.enters.clone(),
             ..self.written.clone()
         };
         (entry != self.written).then_some(entry)
@@ -77,8 +103,8 @@ pub enum Ending {
     /// It goes on.
     #[default]
     No,
-    /// What is in flight ends; what enters is the next owner's.
-    Draining,
+    /// What is in flight ends, since then; what enters is the next owner's.
+    Draining(Instant),
     /// All is the next owner's, but for results that are being written.
     HandOver,
 }
@@ -88,7 +114,7 @@ impl Ending {
     pub fn leaves(self, enters: bool) -> bool {
         match self {
             Self::No => false,
-            Self::Draining => enters,
+            Self::Draining(_) => enters,
             Self::HandOver => true,
         }
     }
@@ -129,6 +155,36 @@ impl Owned {
             unsure_until: i64::MIN,
             entries: HashSet::new(),
         }
+    }
+
+    /// Whether it runs this very version.
+    pub fn runs(&self, update: &PipelineUpdateMessage) -> bool {
+        let version = self.versions.get(&update.version);
+        let runs = version.is_some_and(|v| !v.retired && same(&v.update, update));
+        runs && self.ending == Ending::No
+    }
+
+    /// Adds a version, or goes on with it.
+    pub fn put(&mut self, update: PipelineUpdateMessage) -> Result<(), BadPipeline> {
+        self.flow.put(&update)?;
+        let version = Version {
+            retired: false,
+            update,
+        };
+        self.versions.insert(version.update.version, version);
+        Ok(())
+    }
+
+    /// After versions came: what enters now enters the newest.
+    pub fn enter_newest(&mut self) {
+        let mut running = self.versions.iter().filter(|(_, version)| !version.retired);
+        let Some((newest, _)) = running.next_back() else {
+            return;
+        };
+        let (newest, entries) = (*newest, &self.entries);
+        let spots = self.spots.iter_mut();
+        let spots = spots.filter(|(at, _)| entries.contains(&at.0));
+        spots.for_each(|(_, spot)| spot.enter(newest));
     }
 
     /// Looks again at the topics, after versions came or went. Returns (topic, pipeline of the records in it) of all
@@ -176,15 +232,14 @@ impl Owned {
         // In transactions what an owner has taken has written its results: what is held comes only where it waited.
         let again = take == Take::Again;
         let replayed = !exact && (again || record.offset < spot.replay || now < self.unsure_until);
+        let enters = spot.entered(record.offset);
         let places = spot.cursor.places(record.offset);
         let places = places.filter(|_| exact && again).map(<[Place]>::to_vec);
         let offset = record.offset;
         let input = Arc::new(Input { record, replayed });
         spot.cursor.took(offset, &input);
-        match places {
-            Some(places) => self.flow.handle_again(input, &places, now),
-            None => self.flow.handle(input, now),
-        }
+        self.flow
+            .handle_entering(input, enters, places.as_deref(), now)
     }
 
     /// Lets everything wait that is the next owner's.
@@ -205,7 +260,7 @@ impl Owned {
     pub fn is_idle(&mut self, version: u32) -> bool {
         match self.ending {
             Ending::No => self.flow.idle(version),
-            Ending::Draining => self.flow.idle(version) && self.held() == 0,
+            Ending::Draining(_) => self.flow.idle(version) && self.held() == 0,
             Ending::HandOver => self.on_way.load(Ordering::Relaxed) == 0,
         }
     }
@@ -246,5 +301,49 @@ impl Owned {
             }
         }
         news
+    }
+}
+
+/// Whether two orders mean the same: all but when and for which stream.
+fn same(one: &PipelineUpdateMessage, other: &PipelineUpdateMessage) -> bool {
+    one.uid == other.uid
+        && one.updates == other.updates
+        && one.allow_cycles == other.allow_cycles
+        && one.max_step_revisits == other.max_step_revisits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_before_a_version_came_enters_the_one_before() {
+        let entry = Entry {
+            at: Snapshot {
+                offset: 5,
+                until: Some(8),
+                ..Snapshot::default()
+            },
+            replay: Some(12),
+            owner: "a".to_owned(),
+            epoch: 1,
+            released: false,
+            enters: vec![(0, 1), (7, 2)],
+        };
+        let mut spot = Spot::new(entry);
+        // It may have been read up to there.
+        spot.enter(3);
+        spot.enter(3);
+        let entered = |spot: &Spot, offset| spot.entered(offset);
+        let versions: Vec<_> = [5, 7, 11, 12].map(|at| entered(&spot, at)).into();
+        assert_eq!(versions, [Some(1), Some(2), Some(2), Some(3)]);
+        // What is done with is forgotten, but for what is in force.
+        let news = spot.news(None, false).map(|entry| entry.enters);
+        assert_eq!(news, Some(vec![(0, 1), (7, 2), (12, 3)]));
+        spot.cursor.passed(20);
+        let news = spot.news(None, false).map(|entry| entry.enters);
+        assert_eq!(news, Some(vec![(12, 3)]));
+        spot.begin_anew();
+        assert_eq!(spot.entered(20), None);
     }
 }

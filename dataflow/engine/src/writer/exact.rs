@@ -44,6 +44,7 @@ pub(super) async fn run(
             tracing::warn!(%error, "a transaction is undone and tried again");
             undo(&transactions).await?;
         }
+        batch.progress.into_values().for_each(Item::written);
     }
     Ok(())
 }
@@ -70,8 +71,11 @@ async fn gather(jobs: &mut mpsc::UnboundedReceiver<Job>) -> Option<Batch> {
                 complete = false;
             }
             Job::Progress(items) => {
-                for item in items {
+                for mut item in items {
                     let key = item.record.key.clone().unwrap_or_default();
+                    let former = batch.progress.remove(&key);
+                    item.part_of
+                        .extend(former.into_iter().flat_map(|former| former.part_of));
                     batch.progress.insert(key, item);
                 }
                 complete = true;

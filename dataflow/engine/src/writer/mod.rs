@@ -109,16 +109,38 @@ struct Item {
     _causes: Vec<Arc<Input>>,
     /// Of a result.
     size: Option<Size>,
-    _done: Option<Arc<Done>>,
+    /// Of progress; of several where a later one was written in their stead.
+    part_of: Vec<Arc<Unwritten>>,
 }
 
-/// Says that it is dropped.
-struct Done(Option<oneshot::Sender<()>>);
+/// Records that are written together. Who waits is told when all are, and never where one is dropped unwritten.
+struct Unwritten {
+    left: AtomicUsize,
+    waits: Mutex<Option<oneshot::Sender<()>>>,
+}
 
-impl Drop for Done {
-    fn drop(&mut self) {
-        if let Some(sender) = self.0.take() {
-            let _ = sender.send(());
+impl Unwritten {
+    fn new(records: usize) -> (Arc<Self>, oneshot::Receiver<()>) {
+        let (sender, receiver) = oneshot::channel();
+        let unwritten = Self {
+            left: AtomicUsize::new(records),
+            waits: Mutex::new(Some(sender)),
+        };
+        if records == 0 {
+            unwritten.tell();
+        }
+        (Arc::new(unwritten), receiver)
+    }
+
+    fn one_less(&self) {
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        if let Some(waits) = lock(&self.waits).take() {
+            let _ = waits.send(());
         }
     }
 }
@@ -181,6 +203,11 @@ impl Load {
 }
 
 impl Item {
+    /// It is in its topic.
+    fn written(self) {
+        self.part_of.iter().for_each(|all| all.one_less());
+    }
+
     /// It could not be written. Where nobody knows whether it was, what is written in the end may be there twice.
     fn tried(&mut self, error: &SendError) {
         if self.size.is_some() && matches!(error, SendError::Other(_)) {
@@ -218,7 +245,7 @@ impl Writer {
                 record: emit.record,
                 _causes: if self.exact { Vec::new() } else { emit.causes },
                 size: Some(size),
-                _done: None,
+                part_of: Vec::new(),
             });
         }
         let _ = self.jobs.send(Job::Results(items));
@@ -241,15 +268,14 @@ impl Writer {
         self.sinks.get(topic).is_none_or(|sink| !sink.exceeds(3))
     }
 
-    /// Takes progress, which covers all results before it; resolves when it is written.
+    /// Takes progress, which covers all results before it; resolves when it is written, with an error when it never is.
     pub fn progress(&self, records: Vec<Outgoing>) -> oneshot::Receiver<()> {
-        let (sender, receiver) = oneshot::channel();
-        let done = Arc::new(Done(Some(sender)));
+        let (all, receiver) = Unwritten::new(records.len());
         let items = records.into_iter().map(|record| Item {
             record,
             _causes: Vec::new(),
             size: None,
-            _done: Some(done.clone()),
+            part_of: vec![all.clone()],
         });
         let _ = self.jobs.send(Job::Progress(items.collect()));
         receiver
@@ -348,4 +374,42 @@ impl Drop for Healing {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oneshot::error::TryRecvError;
+
+    fn item(all: &Arc<Unwritten>) -> Item {
+        Item {
+            record: Outgoing {
+                topic: "progress".into(),
+                partition: None,
+                key: None,
+                value: None,
+                headers: Default::default(),
+            },
+            _causes: Vec::new(),
+            size: None,
+            part_of: vec![all.clone()],
+        }
+    }
+
+    #[test]
+    fn progress_is_written_when_all_of_it_is_and_not_when_it_is_dropped() {
+        let (all, mut waits) = Unwritten::new(2);
+        item(&all).written();
+        assert_eq!(waits.try_recv(), Err(TryRecvError::Empty));
+        item(&all).written();
+        assert_eq!(waits.try_recv(), Ok(()));
+
+        let (all, mut waits) = Unwritten::new(2);
+        item(&all).written();
+        drop(item(&all));
+        drop(all);
+        assert_eq!(waits.try_recv(), Err(TryRecvError::Closed));
+
+        assert_eq!(Unwritten::new(0).1.try_recv(), Ok(()));
+    }
 }

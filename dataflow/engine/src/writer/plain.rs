@@ -115,7 +115,9 @@ impl Plain {
         };
         match answer {
             Ok(_) => {
-                drop(lane.delivered(number));
+                if let Some(item) = lane.delivered(number) {
+                    item.written();
+                }
                 self.pump(&key);
             }
             Err(error) if error.is_retryable() => {
@@ -142,12 +144,20 @@ impl Plain {
                 self.broken = Some(error.to_string());
             }
             Err(error) => {
-                if let Some(mut item) = lane.delivered(number)
-                    && let Some(record) = self.tools.instead(&item.record, &error)
-                {
-                    item.record = record;
-                    self.push(item);
+                match lane.delivered(number) {
+                    Some(item) if item.size.is_none() => tracing::error!(
+                        %error, "progress cannot be written: what it covers is repeated after a crash"
+                    ),
+                    Some(mut item) => {
+                        if let Some(record) = self.tools.instead(&item.record, &error) {
+                            item.record = record;
+                            self.push(item);
+                        }
+                    }
+                    None => {}
                 }
+                // What waited for its answer.
+                self.pump(&key);
             }
         }
         if self.lanes.get(&key).is_some_and(Lane::is_empty) {

@@ -123,7 +123,7 @@ fn verdicts<'a>(
 fn words(task: &Task) -> String {
     let aim = match task.doing {
         Doing::Create => "to have it",
-        Doing::Delete { .. } => "to let it go",
+        Doing::Delete { .. } | Doing::HandOver => "to let it go",
         Doing::Perhaps => return "may have it from before".to_owned(),
     };
     match (task.phase, &task.reason) {

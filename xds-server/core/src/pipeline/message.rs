@@ -12,8 +12,19 @@ use seldon_records::Names;
 
 use super::refs::Reference;
 
-/// The order to run a version.
-pub(crate) fn create(spec: &Pipeline, names: &Names) -> PipelineUpdateMessage {
+/// The order to run a version, and with it those `others` that its engine may not run yet.
+pub(crate) fn create_with<'a>(
+    spec: &Pipeline,
+    others: impl Iterator<Item = &'a Pipeline>,
+    names: &Names,
+) -> PipelineUpdateMessage {
+    PipelineUpdateMessage {
+        others: others.map(|other| create(other, names)).collect(),
+        ..create(spec, names)
+    }
+}
+
+fn create(spec: &Pipeline, names: &Names) -> PipelineUpdateMessage {
     let mut updates = step_updates(spec, names);
     updates.extend(input_update(spec, names));
     updates.extend(output_update(spec, names));

@@ -1,5 +1,6 @@
 //! Pipelines: what is acceptable, who runs them, and which gateways answer for them.
 mod check;
+mod engines;
 mod explain;
 mod fleet;
 mod message;
@@ -50,6 +51,8 @@ pub(crate) struct Version {
     pub(crate) engines: Tasks,
     /// Replaced by a newer one: it ends, its topics stay.
     pub(crate) leaving: bool,
+    /// The engine that had it says that nothing of it is in flight any more.
+    pub(crate) drained: bool,
     /// When it had ended.
     pub(crate) ended: Option<Duration>,
     /// Whether it was ready once.
@@ -126,6 +129,7 @@ impl Version {
             spec,
             engines: Tasks::default(),
             leaving: false,
+            drained: false,
             ended: None,
             was_ready: false,
             shown: Shown {
@@ -146,6 +150,11 @@ impl Version {
     /// Whether it is to run.
     pub(crate) fn lives(&self) -> bool {
         !self.leaving && self.ended.is_none()
+    }
+
+    /// Whether it was replaced and requests may still be in flight in it.
+    pub(crate) fn drains(&self) -> bool {
+        self.leaving && self.ended.is_none() && self.was_ready && !self.drained
     }
 
     /// Whether an engine runs it.

@@ -11,6 +11,7 @@ use seldon_proto::scheduler::{
 
 use super::{
     Entry, Pipelines, Version,
+    engines::{beside, place_engine},
     fleet::Fleets,
     message,
     route::{await_envoys, publish},
@@ -24,11 +25,6 @@ use crate::{
 
 /// Versions that have ended and are still shown.
 const MOST_ENDED: usize = 5;
-/// A former engine is waited for as long as this many times the time after which a lost one is replaced.
-const HANDOVER: u32 = 3;
-/// A model gateway has that long, in the same measure, to read the topics of a pipeline's models: a record that is written
-/// before is not seen. A real Kafka needs a minute for the topics of hundreds of models.
-const READING: u32 = 24;
 /// As many gateways as two are of use even where nothing is shared out.
 const FEWEST_GATEWAYS: usize = 2;
 
@@ -195,81 +191,11 @@ fn cut_over(entry: &mut Entry, owners: &[Arc<str>], fleets: &Fleets) {
 }
 
 /// Whether no gateway can still wait for an answer.
-fn gateways_done(entry: &Entry, fleets: &Fleets, world: &World) -> bool {
+pub(super) fn gateways_done(entry: &Entry, fleets: &Fleets, world: &World) -> bool {
     entry.gateways.0.iter().all(|(name, task)| {
         let given_up = task.failures >= world.config.retry_limit;
         given_up || !fleets.pipeline_gateways.present(name, world)
     })
-}
-
-/// Chooses the engine, and has former ones let go before it begins.
-fn place_engine(entry: &mut Entry, pipelines: &Pipelines, fleets: &Fleets, world: &World) {
-    let engines = &fleets.engines;
-    let owner = engines.owners(&entry.name, 1, 0, world).pop();
-    let done = entry.deleted && gateways_done(entry, fleets, world);
-    let tasks: usize = entry.all_versions().map(|one| one.engines.0.len()).sum();
-    // Topics go last: with the order to the last, or by one of their own.
-    let last = entry.cleans() && tasks == 1;
-    let mut outstanding = false;
-    for stray in &mut entry.strays {
-        let number = stray.number();
-        for task in stray.engines.0.values_mut() {
-            task.want(Doing::Delete { keep_topics: true }, number);
-        }
-    }
-    for version in &mut entry.versions {
-        let (lives, number) = (version.lives(), version.number());
-        for (name, task) in &mut version.engines.0 {
-            if lives && !entry.deleted && owner.as_ref() == Some(name) {
-                continue;
-            }
-            if lives && entry.deleted && !done {
-                continue;
-            }
-            if !task.is_delete() {
-                task.want(Doing::Delete { keep_topics: !last }, number);
-            }
-            let given_up = task.failures >= world.config.retry_limit;
-            outstanding |= lives && !given_up && engines.connected(name);
-        }
-    }
-    if outstanding && entry.heir != owner {
-        // Another owner waits anew: whom the former wait was for may have begun meanwhile.
-        (entry.handover, entry.heir) = (None, owner.clone());
-    }
-    let blocked = outstanding && {
-        let wait = world.config.replace_after * HANDOVER;
-        let now = world.now.monotonic;
-        now < *entry.handover.get_or_insert(now + wait)
-    };
-    if !outstanding {
-        entry.handover = None;
-        entry.heir = None;
-    }
-    let Some(owner) = owner.filter(|_| !blocked && !entry.deleted) else {
-        entry.begin_by = None;
-        return;
-    };
-    let readers = &pipelines.readers;
-    let awaited = |version: &Version| {
-        // One that ran had its topics read; and nobody is waited for for ever.
-        let begun = version.engines.0.get(&owner).is_some_and(Task::is_create);
-        !version.was_ready && !begun && !readers.awaited(&version.spec, fleets).is_empty()
-    };
-    let now = world.now.monotonic;
-    let waits = entry.versions.iter().any(|one| one.lives() && awaited(one));
-    let wait = world.config.replace_after * READING;
-    entry.begin_by = waits.then(|| entry.begin_by.unwrap_or(now + wait));
-    let waiting = entry.begin_by.is_some_and(|until| now < until);
-    for version in entry.versions.iter_mut().filter(|version| version.lives()) {
-        if waiting && awaited(version) {
-            continue;
-        }
-        let number = version.number();
-        let task = version.engines.0.entry(owner.clone());
-        task.or_insert_with(|| Task::new(Doing::Create, number))
-            .want(Doing::Create, number);
-    }
 }
 
 /// Has the topics of a pipeline that has ended deleted, by whichever engine is there.
@@ -303,17 +229,22 @@ fn forget_strays(entry: &mut Entry, fleets: &Fleets, world: &World) -> bool {
 /// Sends orders that are due; to those who may have versions of a life before, first of these.
 fn send(entry: &mut Entry, fleets: &mut Fleets, world: &mut World) {
     let names = world.config.names.clone();
-    let deleted = entry.deleted;
+    let running = beside(entry);
     for version in entry.all_versions_mut() {
         let spec = version.spec.clone();
-        let moves = version.lives() && !deleted;
         version
             .engines
             .send(Worker::Engine, fleets, world, |name, task| {
                 let mut message = match task.doing {
-                    Doing::Delete { .. } if moves => message::hand_over(&spec, &names),
+                    Doing::HandOver => message::hand_over(&spec, &names),
                     Doing::Delete { keep_topics } => message::delete(&spec, &names, !keep_topics),
-                    _ => message::create(&spec, &names),
+                    _ => {
+                        let others = running.iter().filter(|(engine, other)| {
+                            **engine == *name && other.version != spec.version
+                        });
+                        let others = others.map(|(_, other)| &**other);
+                        message::create_with(&spec, others, &names)
+                    }
                 };
                 message.timestamp = task.timestamp;
                 message.stream = name.to_owned();
@@ -355,7 +286,8 @@ fn end_versions(entry: &mut Entry, fleets: &Fleets, world: &mut World) {
     let now = world.now.monotonic;
     let mut over = false;
     for version in entry.versions.iter_mut().filter(|version| version.leaving) {
-        if version.ended.is_none() && !engine_busy(version, fleets, world, true) {
+        let may_end = entry.deleted || !version.drains();
+        if version.ended.is_none() && may_end && !engine_busy(version, fleets, world, true) {
             (version.ended, over) = (Some(now), true);
         }
     }

@@ -13,6 +13,8 @@ pub(crate) enum Doing {
     Delete {
         keep_topics: bool,
     },
+    /// To let it go at once: another engine goes on with what is in flight.
+    HandOver,
 }
 
 /// How far the order is.
@@ -94,8 +96,14 @@ impl Task {
         self.doing == Doing::Create
     }
 
+    /// Whether it is to be let go.
     pub(crate) fn is_delete(&self) -> bool {
-        matches!(self.doing, Doing::Delete { .. })
+        matches!(self.doing, Doing::Delete { .. } | Doing::HandOver)
+    }
+
+    /// Whether the worker was not told on its present stream.
+    pub(crate) fn is_untold(&self) -> bool {
+        self.phase == Phase::Waiting && self.first == NEVER
     }
 
     pub(crate) fn ready(&self) -> bool {

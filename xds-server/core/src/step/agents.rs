@@ -2,7 +2,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use seldon_proto::{
-    agent::{AgentSubscribeRequest, ModelEventMessage, model_event_message::Event as Reported},
+    agent::{
+        AgentSubscribeRequest, ModelEventMessage, ReplicaUsage,
+        model_event_message::Event as Reported,
+    },
     scheduler::{Model, ModelRuntimeInfo},
 };
 
@@ -15,6 +18,7 @@ use crate::{
         ReplicaState::{self, *},
         can_receive_traffic, is_loading,
     },
+    scaling,
     server::{ServerReplica, endpoint},
     world::World,
 };
@@ -160,6 +164,11 @@ fn compare(
     use seldon_proto::agent::model_operation_message::Operation;
     let state = version.replicas[at].state;
     if let Some(model) = found {
+        let stale = scaling::automatic(&model, world) != scaling::automatic(&version.spec, world);
+        if stale && crate::replica_state::is_loaded(state) {
+            let index = version.replicas[at].index;
+            world.send(version, index, Operation::LoadModel);
+        }
         learn_runtime(
             version,
             model.model_spec.and_then(|spec| spec.model_runtime_info),
@@ -298,6 +307,9 @@ fn recount_excess(version: &Version, index: u32, world: &mut World) {
 }
 
 pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<(), Refusal> {
+    if let Some(usage) = &report.usage {
+        used(&mut state.world, report, *usage);
+    }
     let event = report.event();
     let expected: fn(ReplicaState) -> bool = match event {
         Reported::Loaded => {
@@ -371,6 +383,17 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
     entry.changed = true;
     world.touch(&entry.name);
     Ok(())
+}
+
+fn used(world: &mut World, report: &ModelEventMessage, usage: ReplicaUsage) {
+    let name = shared_name(world, &report.server_name);
+    let server = world.servers.get_mut(&name);
+    let replica = server.and_then(|server| server.replicas.get_mut(&report.replica_idx));
+    if let Some(replica) = replica
+        && std::mem::replace(&mut replica.usage, usage) != usage
+    {
+        world.touch_server(&name);
+    }
 }
 
 fn failure_text<'a>(report: &'a ModelEventMessage, fallback: &'a str) -> &'a str {

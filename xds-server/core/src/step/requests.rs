@@ -1,14 +1,17 @@
 //! What clients ask of models, and what the store remembers of it.
 use std::sync::Arc;
 
-use seldon_proto::scheduler::{KubernetesMeta, Model};
+use seldon_proto::{
+    agent::model_operation_message::Operation,
+    scheduler::{KubernetesMeta, Model},
+};
 
 use crate::{
     Effect, Record, Refusal, State,
     model::{Entry, Version, is_name, logs_payloads, retries, same_artefact},
     reconcile::record,
-    replica_state::is_inactive,
-    scaling::follow_spec,
+    replica_state::{is_inactive, is_loaded},
+    scaling::{automatic, follow_spec},
     server::Server,
     world::World,
 };
@@ -195,9 +198,24 @@ fn update(entry: &mut Entry, mut model: Model, world: &mut World) -> bool {
         world.effects.push(Effect::RouteChanged(entry.name.clone()));
     }
     latest.spec = Arc::new(model);
+    if automatic(&former, world) != automatic(&latest.spec, world) {
+        tell_agents(latest, world);
+    }
     follow_spec(entry, &former);
     entry.changed = true;
     true
+}
+
+/// Agents learn by an order to load whether they are to watch a model's requests; what is loaded stays so.
+fn tell_agents(version: &Version, world: &mut World) {
+    let replicas = version.replicas.iter();
+    let loaded: Vec<u32> = replicas
+        .filter(|replica| is_loaded(replica.state))
+        .map(|replica| replica.index)
+        .collect();
+    for index in loaded {
+        world.send(version, index, Operation::LoadModel);
+    }
 }
 
 pub(crate) fn unload_model(

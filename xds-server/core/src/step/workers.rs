@@ -198,7 +198,11 @@ pub(crate) fn reported(state: &mut State, worker: Worker, report: &PipelineUpdat
         Worker::Engine => entry
             .all_versions_mut()
             .filter(|version| version.number() == update.version)
-            .find_map(|version| taken(&mut version.engines)),
+            .find_map(|version| {
+                let taken = taken(&mut version.engines)?;
+                version.drained |= matches!(taken, Taken::Done(Doing::Delete { .. }));
+                Some(taken)
+            }),
         _ => taken(&mut entry.gateways),
     };
     let Some(known) = known else {

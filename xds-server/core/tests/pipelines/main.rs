@@ -6,4 +6,5 @@ mod histories;
 mod life;
 mod manifests;
 mod readers;
+mod versions;
 mod workers;
