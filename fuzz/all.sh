@@ -11,6 +11,7 @@ declare -A seeds=(
     [pipeline]=xds-server/core/corpus/pipelines
     [request_json]=crates/inference/corpus/json [request_binary]=crates/inference/corpus/binary
     [record_headers]=dataflow/records/corpus/headers [record_contents]=dataflow/records/corpus/contents
+    [openai]=crates/openai/corpus
     [broker]=dataflow/broker/corpus
 )
 targets=("$@")

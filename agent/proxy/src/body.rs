@@ -16,6 +16,7 @@ use crate::{
     frames::{FrameError, Rewriter},
     headers,
     metrics::Code,
+    openai_stream::OpenAiStream,
     pool::{RestSender, Stream},
     proxy::{Core, Exchange},
 };
@@ -101,6 +102,7 @@ enum Kind {
     Full(Option<Bytes>),
     Rest(Box<RestResponse>),
     Grpc(Box<GrpcResponse>),
+    OpenAi(Box<OpenAiStream>),
 }
 
 impl ProxyBody {
@@ -110,6 +112,10 @@ impl ProxyBody {
 
     pub(crate) fn rest(response: RestResponse) -> Self {
         Self(Kind::Rest(Box::new(response)))
+    }
+
+    pub(crate) fn openai(response: OpenAiStream) -> Self {
+        Self(Kind::OpenAi(Box::new(response)))
     }
 
     pub(crate) fn grpc(response: GrpcResponse) -> Self {
@@ -129,6 +135,7 @@ impl Body for ProxyBody {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Rest(response) => response.poll(cx),
             Kind::Grpc(response) => response.poll(cx),
+            Kind::OpenAi(response) => response.poll(cx),
         }
     }
 
@@ -137,6 +144,7 @@ impl Body for ProxyBody {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Rest(response) => response.incoming.is_end_stream(),
             Kind::Grpc(response) => response.ended || response.incoming.is_end_stream(),
+            Kind::OpenAi(response) => response.ended(),
         }
     }
 
@@ -146,7 +154,7 @@ impl Body for ProxyBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Kind::Rest(response) => response.incoming.size_hint(),
-            Kind::Grpc(_) => SizeHint::default(),
+            Kind::Grpc(_) | Kind::OpenAi(_) => SizeHint::default(),
         }
     }
 }

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use seldon_openai::Failure;
 
 use crate::{body::ProxyBody, frames::FrameError, headers, models::NotServed, routes::Refused};
 
@@ -158,17 +159,50 @@ impl Refusal {
         }
     }
 
+    /// The whole request has to be held, and is too large for that.
+    pub(crate) fn too_large(limit: usize) -> Self {
+        let message = format!("the request is larger than the {limit} bytes allowed");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, 8, message)
+    }
+
+    /// The whole request has to be held, and did not come.
+    pub(crate) fn slow(deadline: Duration) -> Self {
+        let message = format!("the request did not come within {} s", deadline.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, 4, message)
+    }
+
+    /// Other requests hold as much as may be held.
+    pub(crate) fn full() -> Self {
+        let message = "as many bytes of other requests are held as may be held, try again later";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, 8, message).after(Duration::from_secs(1))
+    }
+
+    /// What has to be read is compressed.
+    pub(crate) fn compressed() -> Self {
+        let message = "content-encoding is not supported here: send the request uncompressed";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, 12, message)
+    }
+
     /// As `{"error": …}`.
     pub(crate) fn rest(&self, id: &HeaderValue) -> Response<ProxyBody> {
-        let body = Bytes::from(serde_json::json!({ "error": self.message }).to_string());
-        let mut response = Response::new(ProxyBody::full(body));
-        *response.status_mut() = self.status;
+        let body = serde_json::json!({ "error": self.message }).to_string();
+        self.json(body, id)
+    }
+
+    /// As OpenAI says it.
+    pub(crate) fn openai(&self, id: &HeaderValue) -> Response<ProxyBody> {
+        let failure = Failure::new(self.status.as_u16(), self.message.as_str());
+        // Which path it is was known before.
+        let code = match self.status {
+            StatusCode::NOT_FOUND => "model_not_found",
+            _ => failure.code,
+        };
+        self.json(Failure { code, ..failure }.body(), id)
+    }
+
+    fn json(&self, body: String, id: &HeaderValue) -> Response<ProxyBody> {
+        let mut response = json(self.status, body, id);
         let fields = response.headers_mut();
-        fields.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
-        fields.insert(headers::REQUEST_ID, id.clone());
         self.mark(fields);
         if let Some(allow) = self.allow {
             fields.insert(header::ALLOW, HeaderValue::from_static(allow));
@@ -217,6 +251,23 @@ impl Refusal {
             fields.insert(headers::GRPC_MESSAGE, message);
         }
     }
+}
+
+/// An answer of the proxy itself that is JSON.
+pub(crate) fn json(
+    status: StatusCode,
+    body: impl Into<Bytes>,
+    id: &HeaderValue,
+) -> Response<ProxyBody> {
+    let mut response = Response::new(ProxyBody::full(body.into()));
+    *response.status_mut() = status;
+    let fields = response.headers_mut();
+    fields.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    fields.insert(headers::REQUEST_ID, id.clone());
+    response
 }
 
 /// A message as `grpc-message` carries it.

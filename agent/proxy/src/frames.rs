@@ -280,7 +280,8 @@ impl Rewriter {
     }
 }
 
-/// Bytes of decompressed messages that all requests of a proxy hold together, and the most they may.
+/// Bytes of decompressed messages, and of bodies that are translated, that all requests of a proxy hold together, and the
+/// most they may.
 pub(crate) struct Budget {
     held: AtomicUsize,
     most: usize,
@@ -292,6 +293,20 @@ impl Budget {
             held: AtomicUsize::new(0),
             most: limits.all_decompressed_bytes,
         })
+    }
+
+    /// Counts bytes that are about to be held, unless they are too many.
+    pub(crate) fn take(&self, bytes: usize) -> bool {
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if held > self.most {
+            self.give(bytes);
+        }
+        held <= self.most
+    }
+
+    /// Counts them no more.
+    pub(crate) fn give(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -309,9 +324,7 @@ impl AsRef<[u8]> for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget
-            .held
-            .fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        self.budget.give(self.bytes.len());
     }
 }
 
@@ -346,10 +359,8 @@ impl Capped {
 
 impl io::Write for Capped {
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-        let budget = &self.held.budget;
-        let held = budget.held.fetch_add(part.len(), Ordering::Relaxed) + part.len();
-        if part.len() > self.cap - self.held.bytes.len() || held > budget.most {
-            budget.held.fetch_sub(part.len(), Ordering::Relaxed);
+        let fits = part.len() <= self.cap - self.held.bytes.len();
+        if !fits || !self.held.budget.take(part.len()) {
             self.full = true;
             return Err(io::ErrorKind::StorageFull.into());
         }

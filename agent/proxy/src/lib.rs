@@ -2,7 +2,9 @@
 //!
 //! Each listener speaks HTTP/1.1 and HTTP/2 without an upgrade, REST and gRPC alike. The proxy allows inference paths
 //! and RPCs only, names the model in every request itself (the header `seldon-internal-model`, which Envoy overwrites,
-//! is the only thing that decides which model answers), and neither holds nor decodes bodies.
+//! is the only thing that decides which model answers), and neither holds nor decodes bodies, but for one thing: behind
+//! `infer` and `infer_stream` a model is also spoken to in OpenAI's language, which is translated. Such a request and its
+//! answer are held whole, within bounds; its stream is translated event by event.
 //!
 //! # Failures
 //! - What the proxy refuses it answers: JSON `{"error": …}` for REST, a gRPC status for gRPC.
@@ -18,8 +20,11 @@ mod errors;
 mod frames;
 mod grpc;
 mod headers;
+mod held;
 mod metrics;
 mod models;
+mod openai;
+mod openai_stream;
 mod pool;
 mod protobuf;
 mod proxy;

@@ -96,8 +96,14 @@ pub struct Limits {
     pub message_bytes: u32,
     /// Bytes of one compressed gRPC message when decompressed, which has to be held whole; default 64 MiB.
     pub decompressed_bytes: usize,
-    /// Bytes of all such messages together; default 512 MiB.
+    /// Bytes of all such messages together, and of all bodies that are held to be translated; default 512 MiB.
     pub all_decompressed_bytes: usize,
+    /// Bytes of a request of OpenAI's API, and of the answer to it, each of which has to be held whole; default 16 MiB.
+    pub translated_bytes: usize,
+    /// Bytes of one event of a stream that is translated; default 1 MiB.
+    pub translated_event_bytes: usize,
+    /// Time a client has to send such a request; default 60 s.
+    pub translated_deadline: Duration,
     /// Streams of one connection from a client; default 1,000.
     pub streams_per_client: u32,
     /// Requests that share one gRPC connection to the inference server before another is opened; default 32.
@@ -122,6 +128,9 @@ impl Default for Limits {
             message_bytes: 1_000 << 20,
             decompressed_bytes: 64 << 20,
             all_decompressed_bytes: 512 << 20,
+            translated_bytes: 16 << 20,
+            translated_event_bytes: 1 << 20,
+            translated_deadline: Duration::from_secs(60),
             streams_per_client: 1_000,
             streams_per_upstream: 32,
             connect_deadline: Duration::from_secs(1),

@@ -12,6 +12,7 @@ use std::{
 };
 
 use http::{Request, Response};
+use http_body::Body;
 use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
@@ -46,18 +47,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// HTTP/1.1 connections, one request at a time each, the last used first.
-pub(crate) struct RestPool {
+/// HTTP/1.1 connections, one request at a time each, the last used first. Requests pass on bodies as they come, or have
+/// bodies `B` of our own.
+pub(crate) struct RestPool<B = Incoming> {
     pub(crate) address: String,
-    idle: Mutex<VecDeque<(RestSender, Instant)>>,
+    idle: Mutex<VecDeque<(RestSender<B>, Instant)>>,
     keep: Duration,
     deadline: Duration,
 }
 
 /// One connection.
-pub(crate) type RestSender = http1::SendRequest<Incoming>;
+pub(crate) type RestSender<B = Incoming> = http1::SendRequest<B>;
 
-impl RestPool {
+impl<B> RestPool<B>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     pub(crate) fn new(address: String, limits: &Limits) -> Self {
         Self {
             address,
@@ -71,8 +78,8 @@ impl RestPool {
     /// response's body has ended, then it may be given back by [`Self::keep`].
     pub(crate) async fn send(
         &self,
-        mut request: Request<Incoming>,
-    ) -> Result<(Response<Incoming>, RestSender), Reset> {
+        mut request: Request<B>,
+    ) -> Result<(Response<Incoming>, RestSender<B>), Reset> {
         // A kept connection may be closed just now: hyper then hands the request back, untouched.
         while let Some(mut sender) = self.take() {
             match sender.try_send_request(request).await {
@@ -93,7 +100,7 @@ impl RestPool {
         }
     }
 
-    async fn open(&self) -> Result<RestSender, Reset> {
+    async fn open(&self) -> Result<RestSender<B>, Reset> {
         let stream = connect(&self.address, self.deadline).await?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) =
@@ -110,7 +117,7 @@ impl RestPool {
         Ok(sender)
     }
 
-    fn take(&self) -> Option<RestSender> {
+    fn take(&self) -> Option<RestSender<B>> {
         let mut idle = lock(&self.idle);
         while let Some((sender, since)) = idle.pop_back() {
             if since.elapsed() > self.keep {
@@ -124,7 +131,7 @@ impl RestPool {
     }
 
     /// Keeps a connection whose response has ended for the next request.
-    pub(crate) fn keep(&self, sender: RestSender) {
+    pub(crate) fn keep(&self, sender: RestSender<B>) {
         if sender.is_closed() {
             return;
         }

@@ -4,7 +4,9 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use seldon_telemetry::RequestSpan;
 use seldon_tls::ServerTls;
@@ -41,6 +43,8 @@ impl<M> Clone for Proxy<M> {
 /// What does not depend on the kind of registry.
 pub(crate) struct Core {
     pub(crate) rest: RestPool,
+    /// For requests that were translated.
+    pub(crate) translated: RestPool<Full<Bytes>>,
     pub(crate) grpc: GrpcPool,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
@@ -52,10 +56,12 @@ pub(crate) struct Core {
 impl<M: Models> Proxy<M> {
     /// A proxy in front of `upstream` for the models of a registry.
     pub fn new(models: Arc<M>, upstream: Upstream, limits: Limits, metrics: Arc<Metrics>) -> Self {
+        let translated = RestPool::new(upstream.http.clone(), &limits);
         let rest = RestPool::new(upstream.http, &limits);
         let grpc = GrpcPool::new(upstream.grpc, &limits);
         let core = Core {
             rest,
+            translated,
             grpc,
             metrics,
             budget: Budget::new(&limits),
@@ -98,6 +104,7 @@ impl<M: Models> Proxy<M> {
                 .unwrap_or_else(PoisonError::into_inner),
         );
         self.core.rest.clear();
+        self.core.translated.clear();
         self.core.grpc.clear();
         stalled.cancel();
     }

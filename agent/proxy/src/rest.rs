@@ -10,6 +10,7 @@ use crate::{
     headers,
     metrics::{Code, Method},
     models::Models,
+    openai,
     proxy::{Exchange, Proxy},
     routes::{self, Rest},
 };
@@ -26,7 +27,11 @@ pub(crate) async fn handle<M: Models>(
         label(request.method()),
         request.headers(),
     );
-    let path = match upstream_path(proxy, &request, &mut exchange).await {
+    let route = routes::rest(request.method(), request.uri().path());
+    if let Ok(Rest::OpenAi(route)) = route {
+        return openai::handle(proxy, request, route, id, exchange).await;
+    }
+    let path = match upstream_path(proxy, &request, route, &mut exchange).await {
         Ok(path) => path,
         Err(refusal) => {
             exchange.finish(Code::Http(refusal.status.as_u16()));
@@ -80,20 +85,26 @@ pub(crate) async fn handle<M: Models>(
 async fn upstream_path<M: Models>(
     proxy: &Proxy<M>,
     request: &Request<Incoming>,
+    route: Result<Rest, routes::Refused>,
     exchange: &mut Exchange,
 ) -> Result<Uri, Refusal> {
     let uri = request.uri();
-    let route = routes::rest(request.method(), uri.path())
-        .map_err(|refused| Refusal::route(refused, uri.path()))?;
     let tail = match route {
-        Rest::Server(path) => return Ok(Uri::from_static(path)),
-        Rest::Model(tail) => tail,
+        Ok(Rest::Server(path)) => return Ok(Uri::from_static(path)),
+        Ok(Rest::Model(tail)) => tail,
+        Ok(Rest::OpenAi(_)) => return Err(Refusal::route(routes::Refused::NotFound, uri.path())),
+        Err(refused) => return Err(Refusal::route(refused, uri.path())),
     };
     let internal = exchange.internal().ok_or_else(Refusal::unnamed)?;
     let turns = proxy.admit(&internal, exchange).await?;
+    model_path(&turns.path, tail, uri)
+}
+
+/// A path of a model at the inference server, with the query that the client sent.
+pub(crate) fn model_path(model: &str, tail: &str, uri: &Uri) -> Result<Uri, Refusal> {
     let query = uri.query().unwrap_or_default();
-    let mut path = String::with_capacity(turns.path.len() + tail.len() + query.len() + 2);
-    path.push_str(&turns.path);
+    let mut path = String::with_capacity(model.len() + tail.len() + query.len() + 2);
+    path.push_str(model);
     for (mark, part) in [('/', tail), ('?', query)] {
         if !part.is_empty() {
             path.push(mark);

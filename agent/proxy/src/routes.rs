@@ -2,6 +2,7 @@
 use std::borrow::Cow;
 
 use http::Method;
+use seldon_openai::Call;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +11,17 @@ pub(crate) enum Rest {
     Server(&'static str),
     /// A model, with what follows its name.
     Model(&'static str),
+    /// A model, spoken to in OpenAI's language.
+    OpenAi(OpenAi),
+}
+
+/// What a request of OpenAI's API asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OpenAi {
+    /// Something to be translated; `streamed` where the path says so.
+    Call { call: Call, streamed: bool },
+    /// The list of models, or the one that is named last.
+    Models { retrieved: bool },
 }
 
 /// Why a request goes no further.
@@ -64,9 +76,14 @@ pub(crate) fn rest(method: &Method, path: &str) -> Result<Rest, Refused> {
                 None => (Rest::Model(""), false),
                 Some(tail) => {
                     let known = MODEL.iter().find(|(name, _)| *name == tail);
-                    known
-                        .map(|&(name, posts)| (Rest::Model(name), posts))
-                        .ok_or(Refused::NotFound)?
+                    let &(name, posts) = known.ok_or(Refused::NotFound)?;
+                    match next() {
+                        None => (Rest::Model(name), posts),
+                        Some(first) => {
+                            let route = openai(name, &first, next().as_deref())?;
+                            (Rest::OpenAi(route), !matches!(route, OpenAi::Models { .. }))
+                        }
+                    }
                 }
             }
         }
@@ -80,11 +97,54 @@ pub(crate) fn rest(method: &Method, path: &str) -> Result<Rest, Refused> {
     } else {
         *method == Method::GET || *method == Method::HEAD
     };
-    if allowed {
+    // In OpenAI's language it is said in OpenAI's form.
+    if allowed || matches!(route, Rest::OpenAi(_)) {
         Ok(route)
     } else {
         Err(Refused::Method(if posts { "POST" } else { "GET, HEAD" }))
     }
+}
+
+/// Finds what follows `infer` or `infer_stream` in OpenAI's API.
+fn openai(tail: &str, first: &str, second: Option<&str>) -> Result<OpenAi, Refused> {
+    let streamed = match tail {
+        "infer" => false,
+        "infer_stream" => true,
+        _ => return Err(Refused::NotFound),
+    };
+    let call = match (first, second) {
+        ("chat", Some("completions")) => Call::Chat,
+        ("completions", None) => Call::Completions,
+        ("embeddings", None) => Call::Embeddings,
+        ("images", Some("generations")) => Call::Images,
+        ("models", None) => return Ok(OpenAi::Models { retrieved: false }),
+        ("models", Some(name)) if !name.is_empty() => {
+            return Ok(OpenAi::Models { retrieved: true });
+        }
+        _ => return Err(Refused::NotFound),
+    };
+    Ok(OpenAi::Call { call, streamed })
+}
+
+impl OpenAi {
+    /// The methods that are allowed.
+    pub(crate) fn methods(self) -> &'static [Method] {
+        match self {
+            Self::Call { .. } => &[Method::POST],
+            Self::Models { .. } => &[Method::GET, Method::HEAD],
+        }
+    }
+}
+
+/// The model that a path names, which matters only where a body names one too.
+pub(crate) fn model_in(path: &str) -> Cow<'_, str> {
+    decoded(path.split('/').nth(3).unwrap_or_default())
+}
+
+/// The last segment of a path.
+pub(crate) fn last_in(path: &str) -> Cow<'_, str> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    decoded(path.rsplit('/').next().unwrap_or_default())
 }
 
 /// A segment with its percent-encoding undone; what is not text matches nothing.
@@ -158,6 +218,21 @@ pub(crate) fn rpc(path: &str) -> Option<Rpc> {
 mod tests {
     use super::*;
 
+    fn call(call: Call, streamed: bool) -> Rest {
+        Rest::OpenAi(OpenAi::Call { call, streamed })
+    }
+
+    #[test]
+    fn names_in_a_path() {
+        for (path, model, last) in [
+            ("/v2/models/iris/infer/models/iris", "iris", "iris"),
+            ("/v2/models/%69ris/infer/models/a%2Fb/", "iris", "a/b"),
+            ("/v2", "", "v2"),
+        ] {
+            assert_eq!((&*model_in(path), &*last_in(path)), (model, last));
+        }
+    }
+
     #[test]
     fn inference_paths_pass() {
         for (method, path, route) in [
@@ -185,6 +260,41 @@ mod tests {
                 "POST",
                 "/v2/models/iris/versions/2/generate_stream",
                 Rest::Model("generate_stream"),
+            ),
+            (
+                "POST",
+                "/v2/models/iris/infer/chat/completions",
+                call(Call::Chat, false),
+            ),
+            (
+                "POST",
+                "/v2/models/iris/versions/1/infer_stream/%63hat/completions/",
+                call(Call::Chat, true),
+            ),
+            (
+                "POST",
+                "/v2/models/x.experiment/infer/completions",
+                call(Call::Completions, false),
+            ),
+            (
+                "POST",
+                "/v2/models/iris/infer/embeddings",
+                call(Call::Embeddings, false),
+            ),
+            (
+                "POST",
+                "/v2/models/iris/infer/images/generations",
+                call(Call::Images, false),
+            ),
+            (
+                "GET",
+                "/v2/models/iris/infer/models",
+                Rest::OpenAi(OpenAi::Models { retrieved: false }),
+            ),
+            (
+                "GET",
+                "/v2/models/iris/infer/models/iris",
+                Rest::OpenAi(OpenAi::Models { retrieved: true }),
             ),
             ("GET", "/v2/models/iris", Rest::Model("")),
             ("HEAD", "/v2/models/iris/versions/1", Rest::Model("")),
@@ -219,6 +329,40 @@ mod tests {
                 Refused::NotFound,
             ),
             ("POST", "/v2/models/iris/infer/chat", Refused::NotFound),
+            (
+                "POST",
+                "/v2/models/iris/infer/chat/completions/1",
+                Refused::NotFound,
+            ),
+            (
+                "POST",
+                "/v2/models/iris/infer//chat/completions",
+                Refused::NotFound,
+            ),
+            (
+                "POST",
+                "/v2/models/iris/generate/chat/completions",
+                Refused::NotFound,
+            ),
+            (
+                "POST",
+                "/v2/models/iris/chat/completions",
+                Refused::NotFound,
+            ),
+            (
+                "POST",
+                "/v2/models/iris/infer/images/edits",
+                Refused::NotFound,
+            ),
+            ("POST", "/v2/models/iris/infer/files", Refused::NotFound),
+            (
+                "POST",
+                "/v2/models/iris/infer/infer/embeddings",
+                Refused::NotFound,
+            ),
+            ("GET", "/v2/models/iris/infer/models//", Refused::NotFound),
+            ("GET", "/v2/models/iris/infer/models/a/b", Refused::NotFound),
+            ("GET", "/v2/models/iris/ready/models", Refused::NotFound),
             ("POST", "/v2/models//infer", Refused::NotFound),
             ("GET", "/v2/models/iris/versions", Refused::NotFound),
             ("GET", "/v2/models", Refused::NotFound),

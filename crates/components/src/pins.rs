@@ -16,12 +16,18 @@ pub(crate) const KAFKA_POM: &str = include_str!("../pins/kafka-4.3.1.xml");
 pub(crate) const KAFKA_TOOLS_POM: &str = include_str!("../pins/kafka-tools-4.3.1.xml");
 pub(crate) const KAFKA_LOGGING: &str = include_str!("../pins/kafka-log4j2.properties");
 pub(crate) const MAVEN_DEPENDENCY: &str = "3.8.1";
+/// An S3 server for tests, with everything that it is made of: all of it plain Python.
+pub(crate) const NANIO: &str = "0.1.7";
+pub(crate) const NANIO_PACKAGES: &str = include_str!("../pins/nanio-0.1.7.txt");
 pub(crate) const GRPCURL: &str = "1.9.3";
 pub(crate) const TRITONCLIENT: &str = "2.73.0";
 pub(crate) const CONFLUENT_KAFKA: &str = "2.16.1";
+pub(crate) const OPENAI: &str = "3.57.0";
 
 /// Every package of the environments as they were tested.
 pub(crate) const MLSERVER_CONSTRAINTS: &str = include_str!("../pins/mlserver.txt");
+/// Without the packages that only MLflow's server and XGBoost on a GPU need: 15 MB to fetch instead of some 400.
+pub(crate) const MLSERVER_RUNTIMES: &str = include_str!("../pins/mlserver-runtimes.txt");
 pub(crate) const CLIENTS_CONSTRAINTS: &str = include_str!("../pins/clients.txt");
 
 /// The Envoy releases this project is tested with.

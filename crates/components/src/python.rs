@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{all_on_path, on_path, output, run};
+use crate::command::{all_on_path, on_path, output, quote, run};
 use crate::pins::Wheel;
 
 /// A Python interpreter of the machine.
@@ -38,6 +38,26 @@ impl Python {
             ],
             9..=99,
         )
+    }
+
+    /// Finds one that all test clients run on.
+    pub(crate) fn for_clients() -> Result<Self> {
+        Self::find(
+            &[
+                "python3.11",
+                "python3",
+                "python3.12",
+                "python3.13",
+                "python3.10",
+            ],
+            10..=99,
+        )
+    }
+
+    /// Finds one that the S3 server runs on.
+    pub(crate) fn for_s3_server() -> Result<Self> {
+        let names = ["python3.11", "python3", "python3.12", "python3.13"];
+        Self::find(&names, 11..=99)
     }
 
     /// Finds one that MLServer runs on.
@@ -73,6 +93,12 @@ impl Python {
             .collect()
     }
 
+    /// Takes the interpreter of an environment.
+    pub(crate) fn at(path: PathBuf) -> Result<Self> {
+        let minor = minor_version(&path)?;
+        Ok(Self { path, minor })
+    }
+
     /// Tells its version and the folder of its library.
     pub(crate) fn interpreter(&self) -> Result<Interpreter> {
         let print = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))";
@@ -81,6 +107,12 @@ impl Python {
             version: format!("3.{}", self.minor),
             libraries: libraries.trim().to_owned(),
         })
+    }
+
+    /// A shell program that runs a module of a folder of packages.
+    pub(crate) fn start_of(&self, module: &str, packages: &Path) -> String {
+        let [packages, python] = [packages, &self.path].map(|path| quote(&path.to_string_lossy()));
+        format!("#!/bin/sh\nPYTHONPATH={packages} exec {python} -m {module} \"$@\"\n")
     }
 
     /// Installs packages, pinned by hashes, into a folder of their own.

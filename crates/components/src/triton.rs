@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::cache::{Cache, executable};
+use crate::command::quote;
 use crate::pins;
 use crate::python::{Interpreter, Python};
 
@@ -80,11 +81,6 @@ fn start(server: &Path, library: &str) -> String {
         quote(&bin.display().to_string()),
         quote(&backends.display().to_string())
     )
-}
-
-/// One word of a shell.
-fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod bad_input;
 mod examples;
 mod forged;
 mod metrics;
+mod openai;
 mod protocol;
 mod status;
 mod tensors;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         tensors::CASES,
         bad_input::CASES,
         metrics::CASES,
+        openai::CASES,
         status::CASES,
     ];
     run(start, &cases.concat())

@@ -15,7 +15,7 @@ use envoy_types::pb::{
         extensions::filters::network::http_connection_manager::v3::{
             LocalReplyConfig, ResponseMapper,
         },
-        r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+        r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
     },
     google::protobuf::{Struct, Value, value::Kind},
 };
@@ -39,6 +39,13 @@ const NO_ANSWER: &str = "model %REQ(seldon-model)%: no replica answered (%RESPON
 const NO_GATEWAY: &str =
     "%REQ(seldon-model)%: no pipeline gateway answered (%RESPONSE_CODE_DETAILS%)";
 const OTHER: &str = "%LOCAL_REPLY_BODY%";
+
+/// Paths whose clients speak OpenAI's language: something follows what is otherwise the end. The agents know them
+/// exactly; Envoy takes no long expression.
+const OPENAI: &str = r"/v2/models/[^?]+/infer(_stream)?/[a-z].*";
+/// Type and code of an error there.
+const UNKNOWN_THERE: (&str, &str) = ("invalid_request_error", "model_not_found");
+const NO_ANSWER_THERE: (&str, &str) = ("server_error", "service_unavailable");
 
 /// No route, that is no scope: nobody serves a model of this name.
 const NO_ROUTE: &[&str] = &["NR"];
@@ -98,6 +105,18 @@ pub(super) fn config() -> LocalReplyConfig {
         let mut grpc = over_grpc(filters.clone(), status.map(|s| s.1), text);
         grpc.headers_to_add.extend(marks.clone());
         mappers.push(grpc);
+        let there = match text {
+            UNKNOWN | UNKNOWN_EXPERIMENT => Some(UNKNOWN_THERE),
+            NO_ANSWER => Some(NO_ANSWER_THERE),
+            _ => None,
+        };
+        mappers.extend(there.map(|(kind, code)| ResponseMapper {
+            filter: Some(all([filters.clone(), vec![openai()]].concat())),
+            status_code: status.and_then(|s| number(s.0)),
+            headers_to_add: marks.clone().into_iter().collect(),
+            body_format_override: Some(openai_json(text, kind, code)),
+            ..Default::default()
+        }));
         mappers.push(ResponseMapper {
             filter: Some(all(filters)),
             status_code: status.and_then(|s| number(s.0)),
@@ -181,6 +200,20 @@ fn named(suffix: &str) -> AccessLogFilter {
     )
 }
 
+/// Is on one of OpenAI's paths.
+fn openai() -> AccessLogFilter {
+    header(
+        ":path",
+        HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::SafeRegex(RegexMatcher {
+                regex: OPENAI.into(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }),
+    )
+}
+
 fn header(name: &str, matcher: HeaderMatchSpecifier) -> AccessLogFilter {
     filter(FilterSpecifier::HeaderFilter(HeaderFilter {
         header: Some(HeaderMatcher {
@@ -198,12 +231,31 @@ fn filter(specifier: FilterSpecifier) -> AccessLogFilter {
 }
 
 fn json(error: &str) -> SubstitutionFormatString {
-    let value = Value {
-        kind: Some(Kind::StringValue(error.into())),
-    };
-    format(Format::JsonFormat(Struct {
-        fields: [("error".to_owned(), value)].into(),
-    }))
+    format(Format::JsonFormat(object([("error", string(error))])))
+}
+
+/// An error as OpenAI says it.
+fn openai_json(message: &str, kind: &str, code: &str) -> SubstitutionFormatString {
+    let error = object([
+        ("message", string(message)),
+        ("type", string(kind)),
+        ("code", string(code)),
+    ]);
+    format(Format::JsonFormat(object([(
+        "error",
+        Kind::StructValue(error),
+    )])))
+}
+
+fn string(text: &str) -> Kind {
+    Kind::StringValue(text.into())
+}
+
+fn object<const N: usize>(members: [(&str, Kind); N]) -> Struct {
+    let member = |(name, kind): (&str, Kind)| (name.to_owned(), Value { kind: Some(kind) });
+    Struct {
+        fields: members.into_iter().map(member).collect(),
+    }
 }
 
 fn text(message: &str) -> SubstitutionFormatString {
