@@ -15,7 +15,7 @@ pub struct Test {
     /// More rounds, and the oldest supported Envoy as well
     #[arg(long)]
     long: bool,
-    /// Only these blocks (all of them): set-up, lint, unit, system, experiments, pipelines
+    /// Only these blocks (all of them): set-up, lint, unit, system, experiments, pipelines, scheduling
     #[arg(value_enum)]
     blocks: Vec<Block>,
 }
@@ -34,15 +34,18 @@ enum Block {
     Experiments,
     /// Pipelines over Kafka
     Pipelines,
+    /// Agents with real inference servers, many models, and what falls while they move
+    Scheduling,
 }
 
-const ALL: [Block; 6] = [
+const ALL: [Block; 7] = [
     Block::SetUp,
     Block::Lint,
     Block::Unit,
     Block::System,
     Block::Experiments,
     Block::Pipelines,
+    Block::Scheduling,
 ];
 
 /// What several blocks may take together, on two cores with nothing cached.
@@ -52,7 +55,7 @@ struct Share {
     of: &'static str,
 }
 
-const SHARES: [Share; 3] = [
+const SHARES: [Share; 4] = [
     Share {
         blocks: &[Block::SetUp, Block::Lint, Block::Unit, Block::System],
         minutes: 20,
@@ -67,6 +70,11 @@ const SHARES: [Share; 3] = [
         blocks: &[Block::Pipelines],
         minutes: 12,
         of: "pipelines",
+    },
+    Share {
+        blocks: &[Block::Scheduling],
+        minutes: 8,
+        of: "scheduling",
     },
 ];
 
@@ -124,7 +132,10 @@ impl Test {
             }
             // Chosen by target and not by package, which would build shared dependencies anew.
             Block::Unit => {
-                let targets = programs(|folder| !folder.starts_with("dataflow") && folder != E2E)?;
+                let others = [E2E, AGENT];
+                let targets = programs(|folder| {
+                    !folder.starts_with("dataflow") && !others.contains(&folder)
+                })?;
                 // End-to-end programs of the same names are left to their own blocks.
                 let flags = ["--exclude", "seldon-e2e", "--lib", "--bins"];
                 self.tests(&flags, &targets, said)?;
@@ -133,6 +144,11 @@ impl Test {
             Block::System | Block::Experiments => self.tests(&[], &end_to_end(block)?, said),
             Block::Pipelines => {
                 let mut targets = programs(|folder| folder.starts_with("dataflow"))?;
+                targets.extend(end_to_end(block)?);
+                self.tests(&[], &targets, said)
+            }
+            Block::Scheduling => {
+                let mut targets = programs(|folder| folder == AGENT)?;
                 targets.extend(end_to_end(block)?);
                 self.tests(&[], &targets, said)
             }
@@ -145,10 +161,12 @@ impl Test {
             cache.envoy(EnvoyVersion::default())?;
             cache.rclone()?;
             cache.mlserver()?;
+            cache.mlserver_runtimes()?;
             cache.triton()?;
             cache.kafka_tools()?;
             cache.grpcurl()?;
             cache.clients_python()?;
+            cache.s3_server()?;
             anyhow::Ok(cache)
         });
         // Programs and tests in one go: apart, they would have other features of shared dependencies.
@@ -159,7 +177,7 @@ impl Test {
         if self.long {
             cache.envoy(EnvoyVersion::V1_36_4)?;
         }
-        seldon_local::make_artefacts(&cache, &cache.root().join("artefacts"))
+        seldon_local::make_all_artefacts(&cache, &cache.root().join("artefacts"))
     }
 
     fn tests(&self, flags: &[&str], programs: &[String], said: &mut Vec<String>) -> Result<()> {
@@ -182,6 +200,7 @@ impl Test {
 }
 
 const E2E: &str = "tests/e2e";
+const AGENT: &str = "agent";
 
 /// Lists the end-to-end test programs of a block: one that has no block of its own belongs to the system.
 fn end_to_end(block: Block) -> Result<Vec<String>> {
@@ -232,6 +251,7 @@ struct Target {
 fn block_of(program: &str) -> Block {
     match program {
         "experiments" | "plain_envoy" => Block::Experiments,
+        "changes" | "scheduling" | "zoo" => Block::Scheduling,
         name if name.starts_with("pipeline") => Block::Pipelines,
         _ => Block::System,
     }

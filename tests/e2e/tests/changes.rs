@@ -7,19 +7,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use seldon_e2e::faults::{Fault, Fleet, Statuses, ask_once, long, model, run_faults};
 use seldon_load::driver::{Load, Report, Shot};
+use seldon_local::{Component, System};
 use seldon_proto::inference::ModelInferRequest;
 use seldon_proto::scheduler::model_status::ModelState::ModelAvailable;
+use tokio::sync::watch;
 
 const CASES: &[Fault] = &[("changes_fail_no_request", changes)];
 /// Models that are asked all the time and never changed.
 const STEADY: usize = 20;
-/// On every replica, so that clusters of one replica come and go with the models that change.
-const EVERYWHERE: u32 = 2;
+/// On every replica, so that clusters of fewer replicas come and go with the models that change.
+const EVERYWHERE: u32 = 4;
 /// Changes that run side by side, each on a model of its own.
 const LANES: usize = 6;
 /// Requests a second: steady models, and those that change.
 const STEADY_RATE: f64 = 300.0;
 const LANE_RATE: f64 = 15.0;
+const BETWEEN_DRAINS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     run_faults(CASES)
@@ -28,7 +31,8 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn changes() -> Result<()> {
     let wanted = if long() { 5000 } else { 1000 };
-    let fleet = Arc::new(Fleet::start(&[]).await?);
+    let builder = System::builder().servers(EVERYWHERE as usize).envoys(2);
+    let fleet = Arc::new(Fleet::start_from(builder, &[]).await?);
     let steady: Vec<String> = (0..STEADY).map(|i| format!("steady-{i}")).collect();
     for name in &steady {
         fleet.load(model(name, 1000, EVERYWHERE)).await?;
@@ -59,12 +63,16 @@ async fn changes() -> Result<()> {
             tokio::spawn(lane.run())
         })
         .collect();
+    let (end, ended) = watch::channel(false);
+    let drains = tokio::spawn(drain(fleet.clone(), ended));
     let (mut took, mut asked) = (Vec::new(), Vec::new());
     for lane in lanes {
         let outcome = lane.await??;
         took.extend(outcome.took);
         asked.extend(outcome.asked);
     }
+    end.send_replace(true);
+    let drained = drains.await??;
     let elapsed = begin.elapsed();
     asked.push(load.stop().await?);
     let sent: u64 = asked.iter().map(|report| report.sent).sum();
@@ -72,7 +80,7 @@ async fn changes() -> Result<()> {
     took.sort();
     let at = |share: f64| took[(took.len() as f64 * share) as usize];
     println!(
-        "{} changes in {:.1} s, {sent} requests ({:.0} a second), {} failed; a change took {:.1?} (p50), {:.1?} (p99)",
+        "{} changes and {drained} drained replicas in {:.1} s, {sent} requests ({:.0} a second), {} failed; a change took {:.1?} (p50), {:.1?} (p99)",
         took.len(),
         elapsed.as_secs_f64(),
         sent as f64 / elapsed.as_secs_f64(),
@@ -85,8 +93,23 @@ async fn changes() -> Result<()> {
         took.len() >= wanted && sent as f64 > elapsed.as_secs_f64() * 270.0,
         "too little was tried"
     );
-    fleet.whole(&steady[..2], EVERYWHERE, 10).await?;
+    ensure!(drained >= 4, "only {drained} replicas were drained");
+    fleet.whole(&steady, EVERYWHERE, 30).await?;
     Ok(())
+}
+
+/// One replica after the other is asked to end: it drains, ends and comes back, all the time.
+async fn drain(fleet: Arc<Fleet>, mut ended: watch::Receiver<bool>) -> Result<usize> {
+    for round in 0.. {
+        let agent = Component::Agent(round % EVERYWHERE as usize);
+        fleet.system.restart(agent).await?;
+        let pause = tokio::time::sleep(BETWEEN_DRAINS);
+        tokio::select! {
+            () = pause => {}
+            _ = ended.wait_for(|ended| *ended) => return Ok(round + 1),
+        }
+    }
+    Ok(0)
 }
 
 fn shots(name: &str) -> [Shot; 2] {

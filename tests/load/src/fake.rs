@@ -18,7 +18,7 @@ use hyper_util::{
 };
 use prost::Message as _;
 use seldon_proto::inference as pb;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::echo;
 use crate::ledger::{Inference, Ledger};
@@ -40,6 +40,8 @@ pub struct Behaviour {
     pub fail_prefix: Option<String>,
     /// Inferences of models whose name starts so take this long.
     pub slow: Option<(String, Duration)>,
+    /// So many of those at a time, over all listeners; none given is no limit.
+    pub slow_slots: Option<Arc<Semaphore>>,
     /// Of models whose name starts so, each request is recorded.
     pub record_prefix: Option<String>,
     /// Models whose name starts so answer with their inputs as outputs.
@@ -115,6 +117,12 @@ impl Server {
         let slow = behaviour.slow.as_ref();
         let slow = slow.filter(|(prefix, _)| model.starts_with(prefix));
         let time = slow.map_or(behaviour.infer, |(_, time)| *time);
+        let slots = behaviour.slow_slots.as_ref().filter(|_| slow.is_some());
+        let _slot = match slots {
+            // Never closed.
+            Some(slots) => slots.acquire().await.ok(),
+            None => None,
+        };
         if !time.is_zero() {
             tokio::time::sleep(time).await;
         }

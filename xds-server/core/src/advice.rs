@@ -64,7 +64,8 @@ pub(crate) fn waits_for(entry: &Entry, world: &World) -> Vec<String> {
             Some(format!("server {name} to get {replicas} replicas"))
         });
         waits.extend(growing);
-        waits.push("room for it: it is tried again whenever a replica or memory comes free".into());
+        waits.push("a server that can take it: it is tried again when a replica joins or memory comes free"
+                .into());
     }
     waits
 }

@@ -122,6 +122,9 @@ fn replica_verdict(
         };
     }
     let reason = match verdict(entry, name, index, server, world) {
+        Ok(_) if server_passes(&latest.spec, name, server).is_err() => {
+            "would do, but its server was passed over".to_owned()
+        }
         Ok(_) => format!(
             "could take it, {} free",
             Size(server.replicas[&index].free())

@@ -93,7 +93,7 @@ fn each_rule_that_refuses_names_the_way_out() {
     sim.load(big);
     assert_eq!(
         sim.status("big").1,
-        "server mlserver: 1 replicas wanted, 0 suitable: needs 25 MiB, replica 0 has 13 MiB free: 12 MiB short, needs 25 MiB, replica 1 has 13 MiB free: 12 MiB short"
+        "server mlserver: 1 replica wanted, 0 suitable: needs 25 MiB, replica 0 has 13 MiB free: 12 MiB short, needs 25 MiB, replica 1 has 13 MiB free: 12 MiB short"
     );
     assert_eq!(
         help(&sim, "big"),
@@ -103,7 +103,7 @@ fn each_rule_that_refuses_names_the_way_out() {
     );
     assert_eq!(
         waits(&sim, "big"),
-        ["room for it: it is tried again whenever a replica or memory comes free"]
+        ["a server that can take it: it is tried again when a replica joins or memory comes free"]
     );
 
     let mut odd = model("odd", 1);

@@ -67,6 +67,18 @@ impl Envoy {
         }
         Ok(found)
     }
+
+    /// Returns the addresses that it does not use for a while, because they failed.
+    pub async fn ejected(&self) -> Result<Vec<String>> {
+        let answer = self.get("/clusters?format=json").await?;
+        let answer: Value = serde_json::from_slice(&answer)?;
+        let clusters = answer["cluster_statuses"].as_array().into_iter().flatten();
+        let hosts = clusters.flat_map(|cluster| cluster["host_statuses"].as_array());
+        let ejected = hosts
+            .flatten()
+            .filter(|host| host["health_status"]["failed_outlier_check"] == true);
+        Ok(ejected.map(|host| host["address"].to_string()).collect())
+    }
 }
 
 /// Asks a model for an inference on a connection of its own, and returns the status.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use seldon_load::fake::{Behaviour, serve_with};
 use seldon_load::ledger::Ledger;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 /// A trivially fast inference server for benchmarks and fault tests.
 #[derive(Parser)]
@@ -41,6 +41,9 @@ struct Args {
     /// Milliseconds that an inference of those takes.
     #[arg(long, env = "FAKE_SLOW_MS", default_value_t = 50)]
     slow_ms: u64,
+    /// So many of those at a time.
+    #[arg(long, env = "FAKE_SLOW_SLOTS")]
+    slow_slots: Option<usize>,
     /// Record each request for models whose name starts so.
     #[arg(long, env = "FAKE_RECORD_PREFIX")]
     record_prefix: Option<String>,
@@ -64,6 +67,7 @@ async fn main() -> anyhow::Result<()> {
         slow: args
             .slow_prefix
             .map(|prefix| (prefix, Duration::from_millis(args.slow_ms))),
+        slow_slots: args.slow_slots.map(|slots| Arc::new(Semaphore::new(slots))),
         record_prefix: args.record_prefix,
         echo_prefix: args.echo_prefix,
     };

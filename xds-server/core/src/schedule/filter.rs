@@ -112,7 +112,8 @@ impl fmt::Display for Rule {
                 suitable,
                 reasons,
             } => {
-                write!(f, "{wanted} replicas wanted, {suitable} suitable")?;
+                let noun = if *wanted == 1 { "replica" } else { "replicas" };
+                write!(f, "{wanted} {noun} wanted, {suitable} suitable")?;
                 let shown = 3;
                 for (at, reason) in reasons.iter().take(shown).enumerate() {
                     write!(f, "{}{reason}", if at == 0 { ": " } else { ", " })?;
