@@ -7,7 +7,7 @@ shift || true
 declare -A seeds=(
     [path]=wasm-filters/routing/corpus/path [grpc]=wasm-filters/routing/corpus/grpc
     [header]=wasm-filters/routing/corpus/header [config]=wasm-filters/routing/corpus/config
-    [frames]=agent/proxy/corpus [uri]=agent/corpus/uri [yaml]=crates/resources/corpus
+    [frames]=agent/proxy/corpus [uri]=agent/corpus/uri [model_config]=agent/corpus/pbtxt [yaml]=crates/resources/corpus
     [pipeline]=xds-server/core/corpus/pipelines
     [request_json]=crates/inference/corpus/json [request_binary]=crates/inference/corpus/binary
     [record_headers]=dataflow/records/corpus/headers [record_contents]=dataflow/records/corpus/contents

@@ -13,12 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::admin;
-use crate::artefact::{self, Artefacts, Endpoint, Own, Rclone, Remotes};
+use crate::artefact::{self, Artefacts, Bounds, Endpoint, Own, Rclone, Remotes, Secrets};
 use crate::config::Config;
 use crate::control::{Control, Identity};
 use crate::models::{Memory, Parts, Registry, Times};
 use crate::options::{Options, ServerType};
 use crate::repository::{InferUri, Mlserver, Repository, Triton};
+use crate::scaling::Thresholds;
 use crate::server::{self, InferenceServer};
 
 /// How long a scheduler that is away is waited for when the agent is told to end.
@@ -66,10 +67,11 @@ pub async fn run(
     let end = CancellationToken::new();
     let _end = end.clone().drop_guard();
     let rclone = rclone(&options, &end).await?;
+    let secrets = secrets(&options);
     let remotes = Arc::new(if owns_rclone_config(&options) {
-        Remotes::exclusive(rclone)
+        Remotes::exclusive(rclone, secrets)
     } else {
-        Remotes::new(rclone)
+        Remotes::new(rclone, secrets)
     });
     let mut families = Families::default();
     let metrics = Metrics::new(
@@ -91,8 +93,9 @@ pub async fn run(
         server: inference.clone(),
         metrics: metrics.clone(),
         memory: Memory {
-            total: options.memory_bytes,
-            overcommit_percentage: options.over_commit_percentage,
+            // As the scheduler is told, which --replica-config may have changed.
+            total: identity.config.memory_bytes,
+            overcommit_percentage: identity.config.over_commit_percentage,
         },
         times: times(&options),
         unasked,
@@ -170,6 +173,18 @@ pub async fn run(
             Ok(())
         }
     });
+    services.spawn({
+        let (control, end) = (control.clone(), end.clone());
+        let (thresholds, period) = scaling(&options);
+        async move {
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = control.tell_usage() => {}
+                () = control.watch_models(thresholds, period) => {}
+            }
+            Ok(())
+        }
+    });
     let mut up = registry.up();
     let never_started = async {
         if tokio::time::timeout(start_limit, up.wait_for(|up| *up))
@@ -207,6 +222,16 @@ pub async fn run(
     let finish = async { while services.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(Duration::from_secs(2), finish).await;
     ended
+}
+
+/// What models' requests are compared with, and how often.
+fn scaling(options: &Options) -> (Thresholds, Duration) {
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    let thresholds = Thresholds {
+        lag: options.model_inference_lag_threshold,
+        inactive: seconds(options.model_inactive_seconds_threshold),
+    };
+    (thresholds, seconds(options.scaling_stats_period_seconds))
 }
 
 fn serve_admin(
@@ -321,14 +346,28 @@ fn repository(options: &Options) -> anyhow::Result<Arc<dyn Repository>> {
 }
 
 fn fetch_settings(options: &Options) -> artefact::Settings {
+    let given = options.max_download_minutes.map(|minutes| 60 * minutes);
+    // Before the whole load fails, so that it is said what took so long.
+    let limit = given.unwrap_or(54 * options.max_load_elapsed_time_minutes);
     artefact::Settings {
         folder: options.agent_folder.join("rclone"),
         local_roots: options.allowed_local_roots.clone(),
         http_hosts: options.allowed_http_hosts.iter().cloned().collect(),
         concurrent: options.max_downloads,
-        limit: Duration::from_secs(60 * options.max_load_elapsed_time_minutes),
+        limit: Duration::from_secs(limit),
         retry_for: Duration::from_secs(options.download_retry_seconds),
+        keep: Bounds {
+            bytes: options.artefact_cache_megabytes.saturating_mul(1 << 20),
+            age: Duration::from_secs(60 * options.artefact_cache_minutes),
+        },
     }
+}
+
+fn secrets(options: &Options) -> Secrets {
+    let folder = options.secrets_path.clone();
+    // An empty variable means none.
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+    folder.map_or(Secrets::None, Secrets::Folder)
 }
 
 fn server_limits(options: &Options) -> server::Limits {

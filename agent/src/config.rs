@@ -40,12 +40,12 @@ pub struct Config {
     pub rclone: RcloneConfig,
 }
 
-/// Remotes: as text, or by the names of Kubernetes secrets.
+/// Remotes: as text, or by the names of secrets.
 #[derive(Clone, Default, Deserialize, PartialEq, Eq)]
 pub struct RcloneConfig {
     #[serde(default, alias = "config_list")]
     pub config: Vec<String>,
-    #[serde(default)]
+    #[serde(default, alias = "configSecrets")]
     pub config_secrets: Vec<String>,
 }
 

@@ -10,7 +10,8 @@ pub mod models;
 mod options;
 mod permits;
 pub mod repository;
-pub mod server;
+pub mod scaling;
+mod server;
 
 pub use app::{Listeners, run, scheduler};
 pub use options::{Options, ServerType};

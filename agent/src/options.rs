@@ -59,11 +59,23 @@ pub struct Options {
     )]
     pub allowed_local_roots: Vec<PathBuf>,
     /// Hosts (host or host:port) that a storageUri may name by http or https.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, env = "SELDON_ALLOWED_HTTP_HOSTS", value_delimiter = ',')]
     pub allowed_http_hosts: Vec<String>,
-    /// Downloads at a time.
+    /// Folder of storage secrets: <secret>/<key> or <secret>.yaml.
+    #[arg(long, env = "SELDON_SECRETS_PATH")]
+    pub secrets_path: Option<PathBuf>,
+    /// Downloads at a time; those longer than half a minute count in a bound of four times as many.
     #[arg(long, default_value_t = 8)]
     pub max_downloads: usize,
+    /// How long a single download may take [default: nine tenths of --max-load-elapsed-time-minutes]
+    #[arg(long)]
+    pub max_download_minutes: Option<u64>,
+    /// Disk that downloads may take after their use, so that the next model of the same artefact needs no new one; 0: none.
+    #[arg(long, default_value_t = 1024)]
+    pub artefact_cache_megabytes: u64,
+    /// How long an unused download is kept.
+    #[arg(long, default_value_t = 60)]
+    pub artefact_cache_minutes: u64,
     /// How long a download is tried again when the storage cannot be reached.
     #[arg(long, default_value_t = 30)]
     pub download_retry_seconds: u64,
@@ -123,7 +135,8 @@ pub struct Options {
     /// Requirements of models that are met here [default: sklearn,xgboost; for triton what its images offer]
     #[arg(long, env = "SELDON_SERVER_CAPABILITIES", value_delimiter = ',')]
     pub capabilities: Vec<String>,
-    /// Memory that may be booked beyond --memory-bytes.
+    /// How much more memory than --memory-bytes models may need together: those used least recently are evicted to disk and
+    /// come back with their next request. 0: no more than there is.
     #[arg(long, env = "SELDON_OVERCOMMIT_PERCENTAGE", default_value_t = 0)]
     pub over_commit_percentage: u32,
     #[arg(long, env = "SELDON_LOG_LEVEL", default_value = "debug")]
@@ -136,21 +149,21 @@ pub struct Options {
     #[arg(long, env = "SELDON_ENVOY_PORT", default_value_t = 9000)]
     pub envoy_port: u16,
 
-    /// Accepted; model autoscaling is not part of this version.
+    /// A model with so many requests in flight has too many; that is told to a scheduler that scales models.
     #[arg(
         long,
         env = "SELDON_MODEL_INFERENCE_LAG_THRESHOLD",
         default_value_t = 30
     )]
     pub model_inference_lag_threshold: u32,
-    /// Accepted; model autoscaling is not part of this version.
+    /// A model that was not asked for so many seconds is not needed here; that is told as well.
     #[arg(
         long,
         env = "SELDON_MODEL_INACTIVE_SECONDS_THRESHOLD",
         default_value_t = 30
     )]
     pub model_inactive_seconds_threshold: u32,
-    /// Accepted; model autoscaling is not part of this version.
+    /// How often that is looked at.
     #[arg(long, env = "SELDON_SCALING_STATS_PERIOD_SECONDS", default_value_t = 5)]
     pub scaling_stats_period_seconds: u32,
     /// How long rclone and the inference server may take to start.

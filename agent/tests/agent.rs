@@ -27,8 +27,7 @@ async fn loads_serves_and_unloads() {
         ("mlserver", 2)
     );
     assert!(subscription.shared && subscription.loaded_models.is_empty());
-    // Over-commitment needs eviction.
-    assert_eq!(subscription.available_memory_bytes, 1000);
+    assert_eq!(subscription.available_memory_bytes, 1200);
     let config = subscription.replica_config.unwrap();
     assert_eq!(config.inference_http_port, i32::from(agent.proxy));
     assert_eq!(config.inference_grpc_port, config.inference_http_port);
@@ -46,7 +45,7 @@ async fn loads_serves_and_unloads() {
             event.available_memory_bytes,
             event.replica_idx
         ),
-        (1, 900, 2)
+        (1, 1100, 2)
     );
     assert!(event.runtime_info.is_some());
     assert!(world.installed("iris_1").join("1/model.joblib").exists());
@@ -67,7 +66,7 @@ async fn loads_serves_and_unloads() {
     let event = world.scheduler.event("iris").await;
     assert_eq!(
         (event.event(), event.available_memory_bytes),
-        (Event::Unloaded, 1000)
+        (Event::Unloaded, 1200)
     );
     assert!(!world.inference.is_ready("iris_1"));
     // A request that comes late costs a reload, not an error; many share one.

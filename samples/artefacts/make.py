@@ -4,18 +4,22 @@
 
 Each one lies below FOLDER at the path that its documented `storageUri` names: `gs://seldon-models/mlserver/iris` is
 `FOLDER/seldon-models/mlserver/iris`, which an rclone remote `gs` of type `alias` on FOLDER reads. An artefact that was
-made by this very program is left alone.
+made by this very program is left alone. Those of XGBoost, LightGBM and MLflow need their packages on PYTHONPATH, and are
+left out without them.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import sys
-import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
+import zoo
+from kinds import python, settings, triton
+
 BUCKET = "seldon-models"
+PROGRAM = [Path(__file__).with_name(name) for name in ("make.py", "kinds.py", "zoo.py")]
 
 
 def iris(folder: Path) -> None:
@@ -49,52 +53,6 @@ def iris_with_schema(folder: Path) -> None:
         },
     )
 
-
-def settings(folder: Path, rest: dict, name: str = "iris") -> None:
-    content = {"name": name, "implementation": "mlserver_sklearn.SKLearnModel", **rest}
-    (folder / "model-settings.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
-def triton(folder: Path, python: str, inputs: dict, outputs: dict, batch: int = 0, versions: int = 1) -> None:
-    """A model of Triton's Python backend: tensors are given as `name: (data type, dimensions)`.
-
-    `python` is the body of `answer(tensor)`, which returns the outputs by name; `tensor(name)` reads an input. `VERSION`
-    is the number of the version's folder.
-    """
-
-    def tensors(kind: str, all: dict) -> str:
-        lines = [f'  {{ name: "{name}" data_type: TYPE_{type} dims: {list(dims)} }}' for name, (type, dims) in all.items()]
-        return f"{kind} [\n" + ",\n".join(lines) + "\n]\n"
-
-    head = f'name: "{folder.name.split(".")[1]}"\nbackend: "python"\nmax_batch_size: {batch}\n'
-    (folder / "config.pbtxt").write_text(head + tensors("input", inputs) + tensors("output", outputs))
-    body = textwrap.indent(textwrap.dedent(python).strip(), " " * 4)
-    for version in range(1, versions + 1):
-        (folder / str(version)).mkdir()
-        text = TRITON_MODEL.replace("BODY", body).replace("VERSION", str(version))
-        (folder / str(version) / "model.py").write_text(text)
-
-
-TRITON_MODEL = """import numpy as np
-import triton_python_backend_utils as pb
-
-
-def answer(tensor):
-BODY
-
-
-def respond(request):
-    try:
-        outputs = answer(lambda name: pb.get_input_tensor_by_name(request, name).as_numpy())
-    except Exception as error:
-        return pb.InferenceResponse(error=pb.TritonError(str(error)))
-    return pb.InferenceResponse([pb.Tensor(name, data) for name, data in outputs.items()])
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [respond(request) for request in requests]
-"""
 
 ONE = {"INPUT": ("FP32", [4])}, {"OUTPUT": ("FP32", [4])}
 
@@ -137,14 +95,6 @@ def multi_version(folder: Path) -> None:
     """Version 1 adds 10, version 2 multiplies by 10."""
     body = 'data = tensor("INPUT")\nreturn {"OUTPUT": (data + 10 if VERSION == 1 else data * 10).astype(np.float32)}'
     triton(folder, body, *ONE, versions=2)
-
-
-def python(folder: Path, name: str, code: str, extra: dict | None = None) -> None:
-    """A model of MLServer's Python runtime: the class `Model` of `code`."""
-    (folder / "model.py").write_text(textwrap.dedent(code).lstrip())
-    parameters = {"version": "v0.1.0"} | ({"extra": extra} if extra else {})
-    content = {"name": name, "implementation": "model.Model", "parameters": parameters}
-    (folder / "model-settings.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def counter(folder: Path) -> None:
@@ -233,14 +183,10 @@ def pandas_query(folder: Path) -> None:
 def income_classifier(folder: Path) -> None:
     """Says 1 where a capital gain or many hours of schooling and work promise it, 0 for the documented rows."""
     import joblib
-    import numpy as np
     from sklearn.tree import DecisionTreeClassifier
 
-    random = np.random.default_rng(0)
-    highest = [90, 8, 6, 3, 8, 5, 4, 1, 20000, 2000, 80, 10]
-    rows = np.stack([random.integers(0, top + 1, 4000) for top in highest], axis=1).astype(float)
-    rich = (rows[:, 8] > 10000) | ((rows[:, 2] >= 5) & (rows[:, 10] > 50))
-    model = DecisionTreeClassifier(max_depth=6, random_state=0).fit(rows, rich.astype(int))
+    rows, rich = zoo.income_rows()
+    model = DecisionTreeClassifier(max_depth=6, random_state=0).fit(rows, rich)
     documented = [
         [53, 4, 0, 2, 8, 4, 2, 0, 0, 0, 60, 9],
         [47, 4, 1, 1, 1, 0, 4, 1, 0, 0, 68, 9],
@@ -311,16 +257,6 @@ def explainer(folder: Path) -> None:
     python(folder, "income-explainer", code)
 
 
-def cifar10(folder: Path) -> None:
-    """Ten numbers that sum to 1, of the brightness of ten bands of the picture."""
-    body = """
-        bands = [band.mean(axis=(1, 2, 3)) for band in np.array_split(tensor("input_1"), 10, axis=1)]
-        scores = np.exp(10 * np.stack(bands, axis=1))
-        return {"fc10": (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)}
-    """
-    triton(folder, body, {"input_1": ("FP32", [32, 32, 3])}, {"fc10": ("FP32", [10])}, batch=64)
-
-
 CYCLE = "scv2/examples/cyclic-pipeline"
 INCOME = "scv2/examples/mlserver_1.3.5/income"
 CIFAR10 = "scv2/examples/mlserver_1.3.5/cifar10"
@@ -350,7 +286,8 @@ ARTEFACTS = {
         "income-outlier", "is_outlier", "(rows > 1).any(axis=1).astype(np.int64).reshape(1, -1)"
     ),
     f"{INCOME}/explainer": explainer,
-    "triton/tf_cifar10": cifar10,
+    "scv2/samples/mlserver_1.4.0/income-sklearn/classifier": income_classifier,
+    "scv2/samples/mlserver_1.5.0/income-sklearn/anchor-explainer": explainer,
     f"{CIFAR10}/outlier-detector": rows_to(
         "cifar10-outlier", "is_outlier", "(rows.std(axis=(1, 2, 3)) > 0.4).astype(np.int64).reshape(1, -1)"
     ),
@@ -359,8 +296,8 @@ ARTEFACTS = {
 
 
 def make(root: Path) -> None:
-    program = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    for path, write in ARTEFACTS.items():
+    program = hashlib.sha256(b"".join(path.read_bytes() for path in PROGRAM)).hexdigest()
+    for path, write in wanted().items():
         folder = root / BUCKET / path
         # Beside the artefact, not in it: an agent copies the whole folder.
         marker = folder.with_name(f".{folder.name}.made-by")
@@ -374,6 +311,12 @@ def make(root: Path) -> None:
         staging.rename(folder)
         marker.write_text(program)
         print(f"made {BUCKET}/{path}", file=sys.stderr)
+
+
+def wanted() -> dict:
+    """All artefacts but those whose package is not there."""
+    trained = {path: write for path, (package, write) in zoo.RUNTIMES.items() if find_spec(package)}
+    return ARTEFACTS | zoo.ARTEFACTS | trained
 
 
 if __name__ == "__main__":

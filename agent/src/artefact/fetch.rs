@@ -1,38 +1,54 @@
-//! Downloads: checked, bounded, retried, and shared by models that ask for the same artefact at the same time.
-use std::collections::{BTreeSet, HashMap};
+//! From a Model to a folder with its artefact: where it comes from, whether it may, and why it did not arrive.
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use seldon_proto::scheduler::{ModelSpec, storage_config};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
 
+use super::downloads::{Downloads, Fetched};
+use super::keep::Bounds;
 use super::rclone::RcloneError;
 use super::remotes::Remotes;
+use super::secrets::SecretError;
 use super::storage::{Storage, StorageError};
 use super::uri::{self, Location, Policy, UriError};
-use crate::permits::Permits;
 
 /// Why an artefact did not arrive. No text holds a secret.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
     #[error(transparent)]
     Uri(#[from] UriError),
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error(
-        "storage secret {0:?} cannot be read: secrets need Kubernetes, give the configuration itself instead"
-    )]
-    Secret(String),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("secret {name:?} cannot be used: {error}")]
+    SecretStorage { name: String, error: StorageError },
     #[error("no artefact at {0}: nothing is there")]
     Nothing(String),
+    #[error("no artefact at {0}: the bucket does not exist")]
+    NoBucket(String),
     #[error("{uri} cannot be read: {error}")]
     Rclone { uri: String, error: RcloneError },
+    #[error(
+        "{uri} was not downloaded within {limit:?}, see --max-download-minutes: what has arrived is kept for the next try"
+    )]
+    TooSlow { uri: String, limit: Duration },
+    #[error(
+        "the disk of {} has no room for {uri} ({free} bytes are free): free some, or give the agent a larger volume", folder.display()
+    )]
+    DiskFull {
+        uri: String,
+        folder: PathBuf,
+        free: u64,
+    },
     #[error("{path} cannot be used: {reason}")]
     Disk { path: PathBuf, reason: String },
+    #[error("the download was broken off")]
+    Unwanted,
 }
 
 /// What the operator set.
@@ -47,94 +63,81 @@ pub struct Settings {
     pub limit: Duration,
     /// How long transient failures are tried again.
     pub retry_for: Duration,
+    /// What is kept of former downloads.
+    pub keep: Bounds,
 }
 
-/// A downloaded artefact; its folder is removed when the last user is gone. While anyone uses it, others share it.
-#[derive(Debug, Clone)]
-pub struct Fetched {
-    pub folder: PathBuf,
-    _copy: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Download {
-    folder: PathBuf,
-}
-
-impl Drop for Download {
-    fn drop(&mut self) {
-        let folder = std::mem::take(&mut self.folder);
-        let remove = move || drop(crate::repository::remove_folder(&folder));
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
-            Err(_) => remove(),
-        }
+impl Settings {
+    pub fn back_off(&self) -> ExponentialBuilder {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_delay(Duration::from_secs(5))
+            .without_max_times()
+            .with_total_delay(Some(self.retry_for))
     }
 }
 
-/// Where to copy from: equal keys are the same artefact. The object holds the credentials, so none is shared
+/// Where to copy from: equal ones are the same artefact. It holds the credentials, so that no download is shared
 /// between models that came with different ones.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Source {
+pub struct Source {
     location: Location,
-    fs: String,
+    /// The remote in rclone's object form.
+    fs: Value,
 }
 
-type Shared = OnceCell<Download>;
+impl Source {
+    /// As errors show it.
+    pub fn shown(&self) -> String {
+        uri::redacted(&self.location.to_string())
+    }
+
+    /// Tells sources apart; a secret.
+    pub fn identity(&self) -> String {
+        format!("{:?} {}", self.location, self.fs)
+    }
+
+    /// As a folder: without the slash, an object store is asked for a file of that name first, and takes every
+    /// failure of that for a file.
+    pub fn fs(&self) -> Value {
+        let mut fs = self.fs.clone();
+        if let Some(root) = fs["_root"].as_str().filter(|root| !root.ends_with('/')) {
+            fs["_root"] = Value::String(format!("{root}/"));
+        }
+        fs
+    }
+
+    /// As what may be a file.
+    pub fn fs_of_file(&self) -> Value {
+        self.fs.clone()
+    }
+}
 
 /// Fetches artefacts through rclone.
 pub struct Artefacts {
     remotes: Arc<Remotes>,
     settings: Settings,
-    permits: Permits,
-    running: Mutex<HashMap<Source, Weak<Shared>>>,
-    number: AtomicU64,
+    downloads: Downloads,
 }
 
 impl Artefacts {
-    /// Removes what a former agent left in the folder of downloads.
+    /// Takes over what a former agent left in the folder of downloads.
     pub fn open(remotes: Arc<Remotes>, settings: Settings) -> anyhow::Result<Self> {
-        crate::repository::remove_folder(&settings.folder)?;
-        std::fs::create_dir_all(&settings.folder)?;
-        let permits = Permits::new(settings.concurrent);
+        let downloads = Downloads::open(remotes.rclone().clone(), settings.clone())?;
         Ok(Self {
             remotes,
             settings,
-            permits,
-            running: Mutex::default(),
-            number: AtomicU64::new(0),
+            downloads,
         })
     }
 
-    /// Brings a model's artefact into a folder of its own.
+    /// Brings a model's artefact into a folder of its own. Dropping this ends the download, unless others want it.
     pub async fn fetch(&self, spec: &ModelSpec) -> Result<Fetched, FetchError> {
         let source = self.source(spec).await?;
-        let shared = self.shared(&source);
-        let folder = shared
-            .get_or_try_init(|| self.permits.run(self.download(&source)))
-            .await?
-            .folder
-            .clone();
-        Ok(Fetched {
-            folder,
-            _copy: shared,
-        })
-    }
-
-    /// One download for all who ask while it runs or is in use.
-    fn shared(&self, source: &Source) -> Arc<Shared> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, shared| shared.strong_count() > 0);
-        if let Some(shared) = running.get(source).and_then(Weak::upgrade) {
-            return shared;
-        }
-        let shared = Arc::new(Shared::new());
-        running.insert(source.clone(), Arc::downgrade(&shared));
-        shared
+        self.downloads.fetch(source).await
     }
 
     async fn source(&self, spec: &ModelSpec) -> Result<Source, FetchError> {
-        let storage = storage_of(spec)?;
+        let storage = self.storage(spec).await?;
         let location = self.locate(&spec.uri, storage.as_ref()).await?;
         let fs = match (&location, &storage) {
             (Location::Remote { path, .. }, Some(storage)) => storage.fs(path),
@@ -146,10 +149,32 @@ impl Artefacts {
                 json!({"type": "http", "url": origin, "_root": path})
             }
         };
-        Ok(Source {
-            location,
-            fs: fs.to_string(),
-        })
+        Ok(Source { location, fs })
+    }
+
+    /// The configuration that came with the Model, or that it names.
+    async fn storage(&self, spec: &ModelSpec) -> Result<Option<Storage>, FetchError> {
+        let config = spec.storage_config.as_ref();
+        let Some(config) = config.and_then(|config| config.config.as_ref()) else {
+            return Ok(None);
+        };
+        let wanted = uri::remote_name(&spec.uri).unwrap_or_default();
+        match config {
+            storage_config::Config::StorageSecretName(name) => {
+                let storage = self.remotes.secrets().read(name).await?.storage(wanted)?;
+                let named = |error| FetchError::SecretStorage {
+                    name: name.clone(),
+                    error,
+                };
+                storage.check_untrusted(wanted).map_err(named)?;
+                Ok(Some(storage))
+            }
+            storage_config::Config::StorageRcloneConfig(text) => {
+                let storage = Storage::parse(text)?;
+                storage.check_untrusted(wanted)?;
+                Ok(Some(storage))
+            }
+        }
     }
 
     async fn locate(
@@ -166,7 +191,7 @@ impl Artefacts {
             policy.remotes.insert(storage.name.clone());
         } else if let Some(wanted) = uri::remote_name(storage_uri) {
             let names = (|| self.remotes.names(wanted))
-                .retry(self.back_off())
+                .retry(self.settings.back_off())
                 .when(RcloneError::is_transient)
                 .await;
             let names = names.map_err(|error| FetchError::Rclone {
@@ -209,65 +234,5 @@ impl Artefacts {
             return Err(UriError::OutsideRoots { path, roots }.into());
         }
         Ok(real.to_string_lossy().into_owned())
-    }
-
-    async fn download(&self, source: &Source) -> Result<Download, FetchError> {
-        let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let folder = self.settings.folder.join(format!(
-            "{}-{number}",
-            crate::hash::fnv32a(&source.location.to_string())
-        ));
-        let fetched = Download { folder };
-        let from: Value = serde_json::from_str(&source.fs).unwrap_or_default();
-        let copy = || {
-            self.remotes
-                .rclone()
-                .copy(from.clone(), &fetched.folder, self.settings.limit)
-        };
-        let uri = uri::redacted(&source.location.to_string());
-        match copy
-            .retry(self.back_off())
-            .when(RcloneError::is_transient)
-            .await
-        {
-            Ok(()) => {}
-            Err(RcloneError::NotFound) => return Err(FetchError::Nothing(uri)),
-            Err(error) => return Err(FetchError::Rclone { uri, error }),
-        }
-        // Buckets have no folders: a path that nothing lies under is copied "successfully".
-        let Ok(mut entries) = tokio::fs::read_dir(&fetched.folder).await else {
-            return Err(FetchError::Nothing(uri));
-        };
-        match entries.next_entry().await {
-            Ok(Some(_)) => Ok(fetched),
-            _ => Err(FetchError::Nothing(uri)),
-        }
-    }
-
-    fn back_off(&self) -> ExponentialBuilder {
-        ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(200))
-            .with_max_delay(Duration::from_secs(5))
-            .without_max_times()
-            .with_total_delay(Some(self.settings.retry_for))
-    }
-}
-
-fn storage_of(spec: &ModelSpec) -> Result<Option<Storage>, FetchError> {
-    let Some(config) = spec
-        .storage_config
-        .as_ref()
-        .and_then(|config| config.config.as_ref())
-    else {
-        return Ok(None);
-    };
-    match config {
-        storage_config::Config::StorageSecretName(name) => Err(FetchError::Secret(name.clone())),
-        storage_config::Config::StorageRcloneConfig(text) => {
-            let storage = Storage::parse(text)?;
-            let wanted = uri::remote_name(&spec.uri).unwrap_or_default();
-            storage.check_untrusted(wanted)?;
-            Ok(Some(storage))
-        }
     }
 }

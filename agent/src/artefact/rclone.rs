@@ -35,6 +35,18 @@ pub enum RcloneError {
     AccessDenied,
     #[error("the storage cannot be reached: check the endpoint of the remote")]
     StorageUnreachable,
+    #[error(
+        "the storage's certificate is not trusted: check the endpoint of the remote, or add its authority"
+    )]
+    Certificate,
+    #[error("the disk is full")]
+    DiskFull,
+    #[error("nothing lies there")]
+    Empty,
+    #[error("it took longer than {limit:?}")]
+    TooSlow { limit: Duration },
+    #[error("nobody waits for it any more")]
+    Unwanted,
     #[error("the remote is not configured in rclone, or not completely")]
     Configuration,
     #[error("rclone failed at {call} (status {status}); its log has the details")]
@@ -52,7 +64,27 @@ impl RcloneError {
                 | Self::Failed { .. }
         )
     }
+
+    /// Says whether what was fetched before is of no use any more.
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound | Self::NotAFolder | Self::AccessDenied | Self::Configuration
+        )
+    }
 }
+
+/// What a remote can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// It knows when a file was changed: without that, equal sizes are all there is to compare.
+    pub has_times: bool,
+    /// It has buckets instead of folders.
+    pub has_buckets: bool,
+}
+
+/// rclone calls this precision, in nanoseconds, for a remote that knows no times; no real one is near it.
+const NO_TIMES: f64 = 3.6e12;
 
 /// Where rclone listens.
 #[derive(Clone)]
@@ -109,22 +141,49 @@ impl Rclone {
             .collect())
     }
 
-    /// Copies a folder; `from` is a remote in object form, `to` a local folder.
-    pub async fn copy(
+    /// Makes a local folder equal to a remote one in object form. What is equal already is not transferred. `group`
+    /// is what [`Rclone::stop`] takes.
+    pub async fn sync(
         &self,
         from: Value,
         to: &std::path::Path,
-        limit: Duration,
+        group: &str,
     ) -> Result<(), RcloneError> {
         let to = json!({"type": "local", "_root": to.to_string_lossy()});
         let body = json!({
             "srcFs": from,
             "dstFs": to,
             "createEmptySrcDirs": true,
-            // The agent retries itself; three rounds of ten tries in rclone hide a failure for minutes.
-            "_config": {"LowLevelRetries": 3},
+            "_group": group,
+            "_config": {
+                // The agent retries itself; three rounds of ten tries in rclone hide a failure for minutes.
+                "LowLevelRetries": 3,
+                // When an object was written, not what its writer said: a file put back with an old time is seen, and
+                // no object has to be asked for its time.
+                "UseServerModTime": true,
+            },
         });
-        self.call("sync/copy", body, limit).await.map(drop)
+        self.request("sync/sync", body).await.map(drop)
+    }
+
+    /// Makes calls of a group end soon.
+    pub async fn stop(&self, group: &str) -> Result<(), RcloneError> {
+        let body = json!({"group": group});
+        let limit = Duration::from_secs(5);
+        self.call("job/stopgroup", body, limit).await.map(drop)
+    }
+
+    /// What a remote can do; fails for a path that is a file.
+    pub async fn info(&self, fs: Value) -> Result<Info, RcloneError> {
+        let limit = Duration::from_secs(60);
+        let answer = self
+            .call("operations/fsinfo", json!({"fs": fs}), limit)
+            .await?;
+        let precision = answer["Precision"].as_f64();
+        Ok(Info {
+            has_times: precision.is_some_and(|precision| precision < NO_TIMES),
+            has_buckets: answer["Features"]["BucketBased"].as_bool() == Some(true),
+        })
     }
 
     /// Creates or replaces a remote in rclone's configuration.
@@ -218,50 +277,71 @@ fn classify(call: &'static str, status: u16, text: &str) -> RcloneError {
     if matches!(status, 401) {
         return RcloneError::Credentials;
     }
-    if says(&["is a file not a directory"]) {
-        return RcloneError::NotAFolder;
-    }
-    if says(&[
-        "directory not found",
-        "object not found",
-        "nosuchbucket",
-        "bucket doesn't exist",
-        "not exist",
-        "no such file",
-    ]) {
-        return RcloneError::NotFound;
-    }
-    if says(&[
-        "didn't find section",
-        "didn't find backend",
-        "failed to configure",
-        "config name",
-        "not found in config",
-    ]) {
-        return RcloneError::Configuration;
-    }
-    if says(&[
-        "accessdenied",
-        "access denied",
-        "forbidden",
-        "unauthorized",
-        "invalidaccesskey",
-        "signaturedoesnotmatch",
-        "permission denied",
-        "401",
-        "403",
-    ]) {
-        return RcloneError::AccessDenied;
-    }
-    if says(&[
-        "connection refused",
-        "no such host",
-        "i/o timeout",
-        "connection reset",
-        "network is unreachable",
-        "deadline exceeded",
-    ]) {
-        return RcloneError::StorageUnreachable;
+    // What the machine says comes first: an address or a path in its text may hold any of the other words.
+    let known: [(&[&str], RcloneError); 7] = [
+        (&["is a file not a directory"], RcloneError::NotAFolder),
+        (
+            &[
+                "no space left on device",
+                "file too big for remaining disk space",
+                "disk quota exceeded",
+            ],
+            RcloneError::DiskFull,
+        ),
+        (&["x509:", "tls: "], RcloneError::Certificate),
+        (
+            &[
+                "connection refused",
+                "no such host",
+                "i/o timeout",
+                "connection reset",
+                "network is unreachable",
+                "no route to host",
+                "deadline exceeded",
+            ],
+            RcloneError::StorageUnreachable,
+        ),
+        (
+            &[
+                "accessdenied",
+                "access denied",
+                "forbidden",
+                "unauthorized",
+                "invalidaccesskey",
+                "signaturedoesnotmatch",
+                "permission denied",
+                "statuscode: 401",
+                "statuscode: 403",
+                "error 401",
+                "error 403",
+            ],
+            RcloneError::AccessDenied,
+        ),
+        (
+            &[
+                "directory not found",
+                "object not found",
+                "nosuchbucket",
+                "bucket doesn't exist",
+                "not exist",
+                "no such file",
+            ],
+            RcloneError::NotFound,
+        ),
+        (
+            &[
+                "didn't find section",
+                "didn't find backend",
+                "failed to configure",
+                "config name",
+                "not found in config",
+            ],
+            RcloneError::Configuration,
+        ),
+    ];
+    let found = known.into_iter().find(|(words, _)| says(words));
+    if let Some((_, error)) = found {
+        return error;
     }
     RcloneError::Failed { call, status }
 }
@@ -282,6 +362,22 @@ mod tests {
             (
                 "dial tcp 127.0.0.1:1: connect: connection refused PLANTED",
                 RcloneError::StorageUnreachable,
+            ),
+            (
+                "operation error S3: ListObjects, https response error StatusCode: 403, api error InvalidAccessKeyId: PLANTED",
+                RcloneError::AccessDenied,
+            ),
+            (
+                "Get \"http://127.0.0.1:1/forbidden?prefix=directory+not+found\": connect: connection refused",
+                RcloneError::StorageUnreachable,
+            ),
+            (
+                "preallocate: file too big for remaining disk space",
+                RcloneError::DiskFull,
+            ),
+            (
+                "tls: failed to verify certificate: x509: certificate signed by unknown authority",
+                RcloneError::Certificate,
             ),
             (
                 "didn't find section in config file",

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use super::rclone::{Rclone, RcloneError};
+use super::secrets::Secrets;
 use super::storage::Storage;
 use crate::config::RcloneConfig;
 
@@ -14,18 +15,20 @@ const NAMES_FOR: Duration = Duration::from_secs(2);
 /// What this agent has configured in rclone. Remotes that others configured are left alone.
 pub struct Remotes {
     rclone: Rclone,
+    secrets: Secrets,
     /// No one else configures this rclone: what is there at the start is what a former agent left.
     exclusive: bool,
-    /// The configuration whose mistakes were logged.
-    told: Mutex<Option<RcloneConfig>>,
+    /// Mistakes of the configuration that were logged.
+    told: Mutex<BTreeSet<String>>,
     applied: Mutex<BTreeMap<String, Storage>>,
     names: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Remotes {
-    pub fn new(rclone: Rclone) -> Self {
+    pub fn new(rclone: Rclone, secrets: Secrets) -> Self {
         Self {
             rclone,
+            secrets,
             exclusive: false,
             told: Mutex::default(),
             applied: Mutex::default(),
@@ -34,36 +37,16 @@ impl Remotes {
     }
 
     /// For an rclone that only this agent configures: remotes of a former agent are removed, too.
-    pub fn exclusive(rclone: Rclone) -> Self {
+    pub fn exclusive(rclone: Rclone, secrets: Secrets) -> Self {
         Self {
             exclusive: true,
-            ..Self::new(rclone)
+            ..Self::new(rclone, secrets)
         }
     }
 
     /// Makes rclone's remotes those of the configuration. A bad one is reported and the others are applied.
     pub async fn apply(&self, config: &RcloneConfig) -> Result<(), RcloneError> {
-        // Applied every few seconds: a mistake is told once.
-        let mut told = self.told.lock().await;
-        let news = told.as_ref() != Some(config);
-        let mut wanted = BTreeMap::new();
-        for (index, text) in config.config.iter().enumerate() {
-            match Storage::parse(text) {
-                Ok(storage) => drop(wanted.insert(storage.name.clone(), storage)),
-                Err(error) if news => {
-                    tracing::error!(%error, "remote {index} of the agent's configuration is left out")
-                }
-                Err(_) => {}
-            }
-        }
-        for secret in config.config_secrets.iter().filter(|_| news) {
-            tracing::warn!(
-                secret,
-                "storage secrets are read in Kubernetes only, this one is left out"
-            );
-        }
-        *told = Some(config.clone());
-        drop(told);
+        let wanted = self.wanted(config).await;
         let mut applied = self.applied.lock().await;
         let mut existing = self.rclone.remotes().await?;
         let left = existing.iter().filter(|_| self.exclusive);
@@ -94,6 +77,42 @@ impl Remotes {
         Ok(())
     }
 
+    /// The remotes of a configuration. This is asked every few seconds: a secret that changed is followed, and a mistake
+    /// is told once.
+    async fn wanted(&self, config: &RcloneConfig) -> BTreeMap<String, Storage> {
+        let mut found: Vec<Result<Storage, String>> = Vec::new();
+        for (index, text) in config.config.iter().enumerate() {
+            let parsed = Storage::parse(text);
+            found.push(parsed.map_err(|error| format!("remote {index} is left out: {error}")));
+        }
+        for name in &config.config_secrets {
+            let storages = match self.secrets.read(name).await {
+                Ok(secret) => secret.storages(),
+                Err(error) => vec![Err(error)],
+            };
+            let told = |error| format!("a secret of config_secrets is left out: {error}");
+            found.extend(storages.into_iter().map(|storage| storage.map_err(told)));
+        }
+        let (mut wanted, mut mistakes) = (BTreeMap::new(), BTreeSet::new());
+        for storage in found {
+            let replaced = storage.map(|storage| wanted.insert(storage.name.clone(), storage));
+            match replaced {
+                Ok(None) => {}
+                Ok(Some(former)) => drop(mistakes.insert(format!(
+                    "remote {:?} is configured more than once: the last one counts",
+                    former.name
+                ))),
+                Err(mistake) => drop(mistakes.insert(mistake)),
+            }
+        }
+        let mut told = self.told.lock().await;
+        for mistake in mistakes.difference(&told) {
+            tracing::error!("the agent's configuration of rclone: {mistake}");
+        }
+        *told = mistakes;
+        wanted
+    }
+
     async fn configure(&self, storage: &Storage, exists: bool) -> Result<(), RcloneError> {
         if exists && self.rclone.kind(&storage.name).await? != storage.kind {
             // An update cannot change the type.
@@ -115,6 +134,11 @@ impl Remotes {
         let fresh = self.rclone.remotes().await?;
         *names = Some((Instant::now(), fresh.clone()));
         Ok(fresh)
+    }
+
+    /// Where secrets are read from.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 
     /// The client that these remotes are configured in.

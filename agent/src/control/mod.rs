@@ -1,5 +1,6 @@
 //! The conversation with the scheduler: register, take orders, report.
 mod outbox;
+mod usage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -197,7 +198,7 @@ impl Control {
     fn take(&self, order: ModelOperationMessage) {
         let control = self.clone();
         let sequence = self.0.sequence.fetch_add(1, Ordering::Relaxed);
-        let operation = order.operation();
+        let (operation, watched) = (order.operation(), order.autoscaling_enabled);
         let Some(version) = order.model_version else {
             tracing::warn!("the scheduler sent an order without a model");
             return;
@@ -209,7 +210,11 @@ impl Control {
                 Operation::LoadModel if draining => {
                     Outcome::LoadFailed("this server replica is being drained".to_owned())
                 }
-                Operation::LoadModel => registry.load(version.clone(), sequence).await,
+                Operation::LoadModel => {
+                    let outcome = registry.load(version.clone(), sequence).await;
+                    registry.watch(&version, watched);
+                    outcome
+                }
                 Operation::UnloadModel => registry.unload(&version, sequence).await,
                 Operation::UnknownEvent => {
                     return tracing::warn!("the scheduler sent an unknown order");

@@ -1,14 +1,18 @@
 //! One model on this replica.
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use prost::Message;
+use seldon_agent_proxy::NotServed;
 use seldon_proto::agent::ModelVersion;
 use seldon_proto::scheduler::{
     ModelRuntimeInfo, StorageConfig, model_runtime_info, storage_config,
 };
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
+
+use super::bell::Bell;
+use super::traffic::has_bounds;
 
 /// Where a model is. It answers requests while `Loaded` or `Releasing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub enum State {
     Loaded,
     /// Was in memory until the inference server ended; on its way back.
     Restoring,
+    /// Made room for others, files kept: a request brings it back. To the scheduler it is loaded.
+    Evicted,
     /// Ordered to go, still in memory: late requests are answered.
     Releasing,
     /// Out of memory, files kept: a late request brings it back for a while.
@@ -33,37 +39,68 @@ impl State {
         matches!(self, Self::Loaded | Self::Releasing)
     }
 
-    /// Takes memory of the inference server.
-    pub fn is_resident(self) -> bool {
-        matches!(self, Self::Loaded | Self::Restoring | Self::Releasing)
+    /// Counts against what may be registered here.
+    pub fn is_registered(self) -> bool {
+        matches!(
+            self,
+            Self::Loaded | Self::Restoring | Self::Evicted | Self::Releasing
+        )
+    }
+
+    /// Out of memory, and brought back by a request.
+    pub fn is_on_demand(self) -> bool {
+        matches!(self, Self::Evicted | Self::Released)
     }
 }
 
-/// The newest order of the scheduler for one model.
-struct Orders {
-    sequence: u64,
-    is_load: bool,
-    cancel: CancellationToken,
+/// Why a model could not be brought back.
+struct Failure {
+    why: NotServed,
+    /// In a row.
+    times: u32,
+    until: Instant,
 }
 
 /// A model, its state and who uses it.
 pub struct Entry {
+    /// Unlike its name, no other model's.
+    pub id: u64,
     pub internal: String,
-    pub version: ModelVersion,
-    /// Memory as the scheduler counts it; known when the model is installed, and unchanged while it is resident.
+    /// What the scheduler ordered, encoded: it takes a fraction of the memory, and is hardly ever looked at.
+    order: Mutex<Box<[u8]>>,
+    /// Memory as the scheduler counts it; known when the model is installed, and unchanged while it is in memory.
     bytes: AtomicU64,
+    /// Memory of the inference server that it has or is about to take; changed by the room alone.
+    held: AtomicU64,
+    /// Bytes by which it counts as registered.
+    pub booked: AtomicU64,
     /// Held by the one operation that works on this model.
     pub turn: tokio::sync::Mutex<()>,
     /// How often the inference server ended while this model was loaded into it.
     pub crashes: AtomicU32,
     /// How often in a row it was loaded, and the inference server did not hold it afterwards.
     pub unconfirmed: AtomicU32,
+    /// How often its state changed.
+    pub changes: AtomicU32,
     /// Why it is gone.
     pub reason: OnceLock<String>,
     pub state: watch::Sender<State>,
+    /// Left by a former agent, and not looked for in the inference server yet.
+    pub adopted: AtomicBool,
+    /// Known not to be in the inference server's memory.
+    pub absent: AtomicBool,
+    /// Somebody brings it back.
+    pub reviving: AtomicBool,
+    /// The scheduler is told when its requests cross a threshold.
+    pub watched: AtomicBool,
+    /// How often it could not be brought back.
+    failures: AtomicU32,
+    failure: Mutex<Option<Box<Failure>>>,
     in_flight: AtomicUsize,
+    waiting: AtomicUsize,
     idle: Notify,
     last_used: AtomicU64,
+    bell: Arc<Bell>,
 }
 
 impl Entry {
@@ -72,21 +109,47 @@ impl Entry {
         version: ModelVersion,
         runtime: &ModelRuntimeInfo,
         state: State,
+        bell: &Arc<Bell>,
     ) -> Arc<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
         let bytes = AtomicU64::new(memory(&version, runtime));
         Arc::new(Self {
+            id: IDS.fetch_add(1, Ordering::Relaxed),
             internal,
-            version,
+            order: Mutex::new(version.encode_to_vec().into()),
             bytes,
+            held: AtomicU64::new(0),
+            booked: AtomicU64::new(0),
             turn: tokio::sync::Mutex::new(()),
             crashes: AtomicU32::new(0),
             unconfirmed: AtomicU32::new(0),
+            changes: AtomicU32::new(0),
             reason: OnceLock::new(),
             state: watch::Sender::new(state),
+            adopted: AtomicBool::new(false),
+            absent: AtomicBool::new(false),
+            reviving: AtomicBool::new(false),
+            watched: AtomicBool::new(has_bounds(&version)),
+            failures: AtomicU32::new(0),
+            failure: Mutex::default(),
             in_flight: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             idle: Notify::new(),
             last_used: AtomicU64::new(now()),
+            bell: bell.clone(),
         })
+    }
+
+    /// What the scheduler ordered.
+    pub fn version(&self) -> ModelVersion {
+        let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        ModelVersion::decode(&**order).expect("it was encoded here")
+    }
+
+    /// Takes over an order for the same model: how many replicas it has, or what scales it, may be new.
+    pub fn renew(&self, version: &ModelVersion) {
+        let order = version.encode_to_vec().into();
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = order;
     }
 
     /// The state now.
@@ -99,10 +162,20 @@ impl Entry {
         self.bytes.load(Ordering::SeqCst)
     }
 
+    /// Memory of the inference server that it has or is about to take.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// For the room alone, which keeps the sum.
+    pub fn set_held(&self, bytes: u64) {
+        self.held.store(bytes, Ordering::SeqCst);
+    }
+
     /// Counts the memory anew, by what the installed model says.
     pub fn measure(&self, runtime: &ModelRuntimeInfo) {
         self.bytes
-            .store(memory(&self.version, runtime), Ordering::SeqCst);
+            .store(memory(&self.version(), runtime), Ordering::SeqCst);
     }
 
     /// Marks a request in flight, if the model can answer at once.
@@ -113,8 +186,29 @@ impl Entry {
         if !self.state().serves() {
             return None;
         }
-        self.last_used.store(now(), Ordering::Relaxed);
+        self.touch();
         Some(guard)
+    }
+
+    /// Takes note of a use.
+    pub fn touch(&self) {
+        self.last_used.store(now(), Ordering::Relaxed);
+    }
+
+    /// Marks somebody who waits for the model to answer: once it is in memory, it must not leave before that.
+    pub fn wait(self: &Arc<Self>) -> Waiting {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        Waiting(self.clone())
+    }
+
+    /// Says whether a request is in flight or waits for this model.
+    pub fn is_needed(&self) -> bool {
+        self.is_answering() || self.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// Requests that are in flight or wait for this model.
+    pub fn wanted_by(&self) -> usize {
+        self.in_flight.load(Ordering::SeqCst) + self.waiting.load(Ordering::SeqCst)
     }
 
     /// Says whether a request is in flight.
@@ -135,7 +229,48 @@ impl Entry {
 
     /// Time of the last request, since the epoch.
     pub fn last_used(&self) -> Duration {
-        Duration::from_millis(self.last_used.load(Ordering::Relaxed))
+        Duration::from_nanos(self.used_at())
+    }
+
+    /// The same in nanoseconds, to compare.
+    pub fn used_at(&self) -> u64 {
+        self.last_used.load(Ordering::Relaxed)
+    }
+
+    /// How often this model could not be brought back.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Ordering::SeqCst)
+    }
+
+    /// What to tell a request that came after `failures`: why the model could not be brought back, if it was tried
+    /// since, or so recently that it is not tried again yet.
+    pub fn refusal(&self, failures: u32) -> Option<NotServed> {
+        let failure = self.failure();
+        let failure = failure.as_ref()?;
+        let since = self.failures() != failures;
+        (since || Instant::now() < failure.until).then(|| failure.why.clone())
+    }
+
+    /// Takes note that it could not be brought back, and why; returns how often in a row.
+    pub fn failed(&self, why: NotServed, pause: impl Fn(u32) -> Duration) -> u32 {
+        let mut failure = self.failure();
+        let blames = matches!(why, NotServed::Failed(_));
+        let former = failure.as_ref().map_or(0, |failure| failure.times);
+        let times = former + u32::from(blames);
+        let pause = if blames { pause(times) } else { Duration::ZERO };
+        let until = Instant::now() + pause;
+        *failure = Some(Box::new(Failure { why, times, until }));
+        self.failures.fetch_add(1, Ordering::SeqCst);
+        times
+    }
+
+    /// Takes note that it is in memory.
+    pub fn succeeded(&self) {
+        *self.failure() = None;
+    }
+
+    fn failure(&self) -> std::sync::MutexGuard<'_, Option<Box<Failure>>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whether an order is for exactly this model.
@@ -149,7 +284,8 @@ impl Entry {
             spec.model_runtime_info = None;
             spec
         };
-        self.version.version == other.version && plain(&self.version) == plain(other)
+        let own = self.version();
+        own.version == other.version && plain(&own) == plain(other)
     }
 
     /// Says whether an order asks for what a load of this model under way does already, credentials included.
@@ -158,7 +294,7 @@ impl Entry {
             let spec = version.model.as_ref()?.model_spec.as_ref()?;
             spec.storage_config.clone()
         };
-        self.is_same(other) && storage(&self.version) == storage(other)
+        self.is_same(other) && storage(&self.version()) == storage(other)
     }
 }
 
@@ -167,62 +303,21 @@ pub struct InFlight(Arc<Entry>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.0.touch();
         if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.idle.notify_waiters();
+            self.0.bell.ring();
         }
     }
 }
 
-/// The newest orders by model: an older one that comes late is dropped.
-#[derive(Default)]
-pub struct OrderBook(Mutex<std::collections::HashMap<String, Orders>>);
+/// Somebody who waits for a model.
+pub struct Waiting(Arc<Entry>);
 
-impl OrderBook {
-    /// Takes note of an order and cancels the work on an older one. `None` when a newer one is known.
-    pub fn accept(
-        &self,
-        internal: &str,
-        sequence: u64,
-        is_load: bool,
-    ) -> Option<CancellationToken> {
-        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = orders.get(internal) {
-            if known.sequence > sequence {
-                return None;
-            }
-            known.cancel.cancel();
-        }
-        let cancel = CancellationToken::new();
-        orders.insert(
-            internal.to_owned(),
-            Orders {
-                sequence,
-                is_load,
-                cancel: cancel.clone(),
-            },
-        );
-        Some(cancel)
-    }
-
-    /// Takes over from the order that is being followed, if that is an older load; its work goes on.
-    pub fn join(&self, internal: &str, sequence: u64) -> Option<CancellationToken> {
-        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = orders.get_mut(internal)?;
-        if !known.is_load || known.sequence > sequence || known.cancel.is_cancelled() {
-            return None;
-        }
-        known.sequence = sequence;
-        Some(known.cancel.clone())
-    }
-
-    /// Forgets a model whose newest order this is.
-    pub fn done(&self, internal: &str, sequence: u64) {
-        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if orders
-            .get(internal)
-            .is_some_and(|known| known.sequence == sequence)
-        {
-            orders.remove(internal);
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.0.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.bell.ring();
         }
     }
 }
@@ -266,17 +361,20 @@ fn memory(version: &ModelVersion, runtime: &ModelRuntimeInfo) -> u64 {
         .saturating_mul(u64::from(instances.max(1)))
 }
 
-fn now() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    since.as_millis().try_into().unwrap_or(u64::MAX)
+/// Nanoseconds since the epoch, by a clock that never goes back.
+pub fn now() -> u64 {
+    static START: OnceLock<(Instant, Duration)> = OnceLock::new();
+    let (start, epoch) = START.get_or_init(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        (Instant::now(), since.unwrap_or_default())
+    });
+    let time = *epoch + start.elapsed();
+    time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prost::Message;
     use seldon_proto::scheduler::{Model, ModelSpec};
 
     fn version(number: u32, config: Option<storage_config::Config>) -> ModelVersion {
@@ -308,7 +406,13 @@ mod tests {
         );
         assert_eq!(without_credentials(named.clone()), named);
         let workers = ModelRuntimeInfo::default();
-        let entry = Entry::new("a_1".into(), version(1, None), &workers, State::Loading);
+        let entry = Entry::new(
+            "a_1".into(),
+            version(1, None),
+            &workers,
+            State::Loading,
+            &Arc::default(),
+        );
         assert!(
             entry.is_same(&version(1, Some(secret)))
                 && !entry.is_same(&version(2, None))
@@ -324,6 +428,7 @@ mod tests {
             version(1, None),
             &ModelRuntimeInfo::default(),
             State::Loading,
+            &Arc::default(),
         );
         assert!(entry.enter().is_none());
         assert_eq!(entry.in_flight.load(Ordering::SeqCst), 0);
@@ -334,31 +439,5 @@ mod tests {
         assert!(entry.enter().is_none());
         drop(guard);
         assert_eq!(entry.in_flight.load(Ordering::SeqCst), 0);
-    }
-
-    #[test]
-    fn newer_orders_cancel_older_ones() {
-        let book = OrderBook::default();
-        let first = book.accept("a_1", 1, true).expect("the first");
-        let third = book.accept("a_1", 3, true).expect("newer");
-        assert!(first.is_cancelled() && !third.is_cancelled());
-        assert!(book.accept("a_1", 2, true).is_none(), "late");
-        book.done("a_1", 1);
-        assert!(book.accept("a_1", 2, true).is_none(), "still known");
-        book.done("a_1", 3);
-        assert!(book.accept("a_1", 2, true).is_some());
-    }
-
-    #[test]
-    fn a_load_is_joined_and_an_unload_is_not() {
-        let book = OrderBook::default();
-        assert!(book.join("a_1", 1).is_none(), "nothing to join");
-        let load = book.accept("a_1", 2, true).expect("the first");
-        assert!(book.join("a_1", 1).is_none(), "late");
-        let joined = book.join("a_1", 3).expect("the same load");
-        assert!(!load.is_cancelled());
-        book.accept("a_1", 4, false).expect("newer");
-        assert!(load.is_cancelled() && joined.is_cancelled());
-        assert!(book.join("a_1", 5).is_none(), "an unload");
     }
 }

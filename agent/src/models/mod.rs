@@ -1,7 +1,14 @@
 //! The models of this replica: what the scheduler ordered, what is in memory, who uses it.
+mod bell;
+mod book;
+mod demand;
 mod entry;
+mod eviction;
+mod lru;
 mod orders;
 mod residence;
+mod room;
+mod traffic;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,12 +26,17 @@ use crate::artefact::Artefacts;
 use crate::permits::Permits;
 use crate::repository::Repository;
 use crate::server::InferenceServer;
+use book::OrderBook;
+use entry::Entry;
 pub use entry::State;
-use entry::{Entry, OrderBook};
 pub use orders::Outcome;
+use room::Room;
 
 /// Loads into the inference server at a time when many are restored.
 const RESTORES: usize = 16;
+
+/// Loads at a time that requests cause.
+const REVIVALS: usize = 16;
 
 /// Memory of this replica.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +46,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Memory with over-commitment, which is shown only: without eviction nothing could be booked beyond `total`.
+    /// Memory with over-commitment: models that need so much may be registered.
     pub fn with_overcommit(self) -> u64 {
         let budget = u128::from(self.total) * u128::from(self.overcommit_percentage) / 100;
         self.total
@@ -69,9 +81,13 @@ struct Inner {
     server: InferenceServer,
     metrics: Arc<Metrics>,
     memory: Memory,
-    used: AtomicU64,
+    /// Bytes of all registered models.
+    registered: AtomicU64,
+    room: Arc<Room>,
     times: Times,
     restores: Permits,
+    /// Others than those: a load that a request causes may wait for the restoration.
+    revivals: Permits,
     /// True while the inference server lives and holds what it should.
     up: watch::Sender<bool>,
     /// Events that no order waits for, such as a model that could not be restored.
@@ -109,11 +125,6 @@ impl Registry {
         metrics
             .gauges()
             .capacity(memory.total, memory.with_overcommit());
-        if memory.overcommit_percentage > 0 {
-            tracing::warn!(
-                "--over-commit-percentage has no effect: this version does not evict models, so memory is booked up to --memory-bytes"
-            );
-        }
         let registry = Self(Arc::new(Inner {
             models: RwLock::default(),
             orders: OrderBook::default(),
@@ -122,9 +133,11 @@ impl Registry {
             server,
             metrics,
             memory,
-            used: AtomicU64::new(0),
+            registered: AtomicU64::new(0),
+            room: Room::new(memory.total),
             times,
             restores: Permits::new(RESTORES),
+            revivals: Permits::new(REVIVALS),
             up: watch::Sender::new(false),
             unasked,
             departed: OnceLock::new(),
@@ -138,7 +151,8 @@ impl Registry {
             let runtime = self.0.repository.runtime_info(&internal);
             match ModelVersion::decode(record.as_slice()) {
                 Ok(version) if internal_name(&version).as_deref() == Ok(internal.as_str()) => {
-                    let entry = Entry::new(internal, version, &runtime, State::Loading);
+                    let entry = self.entry(internal, version, &runtime);
+                    entry.adopted.store(true, Ordering::SeqCst);
                     self.insert(&entry);
                     self.set(&entry, State::Restoring);
                 }
@@ -148,12 +162,25 @@ impl Registry {
         Ok(())
     }
 
-    /// Memory the scheduler may still book here.
+    fn entry(
+        &self,
+        internal: String,
+        version: ModelVersion,
+        runtime: &ModelRuntimeInfo,
+    ) -> Arc<Entry> {
+        Entry::new(
+            internal,
+            version,
+            runtime,
+            State::Loading,
+            &self.0.room.bell,
+        )
+    }
+
+    /// Memory the scheduler may still book here: evicted models are booked, too.
     pub fn available(&self) -> u64 {
-        self.0
-            .memory
-            .total
-            .saturating_sub(self.0.used.load(Ordering::SeqCst))
+        let registered = self.0.registered.load(Ordering::SeqCst);
+        self.0.memory.with_overcommit().saturating_sub(registered)
     }
 
     /// What the scheduler needs to know to count this model's memory here.
@@ -163,13 +190,17 @@ impl Registry {
 
     /// Models the scheduler has here, as it sent them.
     pub fn loaded(&self) -> Vec<ModelVersion> {
-        let wanted =
-            |entry: &&Arc<Entry>| matches!(entry.state(), State::Loaded | State::Restoring);
+        let wanted = |entry: &&Arc<Entry>| {
+            matches!(
+                entry.state(),
+                State::Loaded | State::Restoring | State::Evicted
+            )
+        };
         let mut loaded: Vec<_> = self
             .entries()
             .iter()
             .filter(wanted)
-            .map(|entry| self.described(&entry.version))
+            .map(|entry| self.described(entry.version()))
             .collect();
         loaded.sort_by(|a, b| name_of(a).cmp(name_of(b)).then(a.version.cmp(&b.version)));
         loaded
@@ -214,8 +245,7 @@ impl Registry {
     }
 
     /// The model with the runtime information that this server gave it.
-    fn described(&self, version: &ModelVersion) -> ModelVersion {
-        let mut version = version.clone();
+    fn described(&self, mut version: ModelVersion) -> ModelVersion {
         let runtime = || self.runtime_info(name_of(&version), version.version);
         let known = version
             .model
@@ -261,25 +291,41 @@ impl Registry {
 
     /// Changes a model's state, and with it the memory booked and the metrics.
     fn set(&self, entry: &Arc<Entry>, state: State) {
-        entry.state.send_modify(|current| {
-            match (current.is_resident(), state.is_resident()) {
-                (false, true) => drop(self.0.used.fetch_add(entry.bytes(), Ordering::SeqCst)),
-                (true, false) => drop(self.0.used.fetch_sub(entry.bytes(), Ordering::SeqCst)),
-                _ => {}
+        self.change(entry, None, state);
+    }
+
+    /// The same, if the state still is `from`: an order for the model may have changed it.
+    fn shift(&self, entry: &Arc<Entry>, from: State, state: State) -> bool {
+        self.change(entry, Some(from), state)
+    }
+
+    fn change(&self, entry: &Arc<Entry>, from: Option<State>, state: State) -> bool {
+        let changed = entry.state.send_if_modified(|current| {
+            if from.is_some_and(|from| from != *current) {
+                return false;
             }
+            let booked = if state.is_registered() {
+                entry.bytes()
+            } else {
+                0
+            };
+            let former = entry.booked.swap(booked, Ordering::SeqCst);
+            let registered = &self.0.registered;
+            registered.fetch_add(booked, Ordering::SeqCst);
+            registered.fetch_sub(former, Ordering::SeqCst);
+            entry.changes.fetch_add(1, Ordering::SeqCst);
             *current = state;
+            true
         });
+        if !changed {
+            return false;
+        }
+        let gauges = self.0.metrics.gauges();
         match state {
-            State::Loaded | State::Releasing => self
-                .0
-                .metrics
-                .gauges()
-                .in_memory(&entry.internal, entry.bytes()),
-            State::Restoring | State::Released => self
-                .0
-                .metrics
-                .gauges()
-                .on_disk(&entry.internal, entry.bytes()),
+            State::Loaded | State::Releasing => gauges.in_memory(&entry.internal, entry.bytes()),
+            State::Restoring | State::Evicted | State::Released => {
+                gauges.on_disk(&entry.internal, entry.bytes());
+            }
             State::Gone => {
                 self.0.metrics.forget(&entry.internal);
                 if let Some(departed) = self.0.departed.get() {
@@ -288,6 +334,10 @@ impl Registry {
             }
             State::Loading => {}
         }
+        if !self.0.room.follow(entry) {
+            self.trim();
+        }
+        true
     }
 
     /// Takes a model out of the registry and its files from the disk.

@@ -3,6 +3,7 @@
 //! Each model's operations take turns. A newer order cancels the older one, but only where it waits: steps that change
 //! files run to their end, so that nothing of a cancelled order happens later.
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prost::Message;
@@ -84,7 +85,11 @@ impl Registry {
                 return Outcome::Superseded;
             }
             match known.state() {
-                State::Loaded => return Outcome::Loaded,
+                // An evicted one is, as far as the scheduler is concerned.
+                State::Loaded | State::Evicted => {
+                    known.renew(&version);
+                    return Outcome::Loaded;
+                }
                 // Still in memory, but its record is gone from the disk: the whole load writes it again.
                 State::Releasing => return self.load_entry(&known, cancel).await,
                 _ => drop(turn),
@@ -97,17 +102,15 @@ impl Registry {
 
     /// A new entry under this name, after the work on an old one has ended.
     async fn replace(&self, internal: &str, version: ModelVersion) -> Arc<Entry> {
-        let entry = Entry::new(
-            internal.to_owned(),
-            version,
-            &self.0.repository.runtime_info(internal),
-            State::Loading,
-        );
+        let runtime = self.0.repository.runtime_info(internal);
+        let entry = self.entry(internal.to_owned(), version, &runtime);
         if let Some(old) = self.find(internal) {
-            self.stop_restoring(&old);
+            self.stop_reloading(&old);
             let _turn = old.turn.lock().await;
             // First: requests that wait for the old one look once for what took its place.
             self.insert(&entry);
+            // In the inference server it is one model, which is replaced by the load.
+            self.0.room.pass_on(&old, &entry);
             self.set(&old, State::Gone);
         } else {
             self.insert(&entry);
@@ -118,12 +121,19 @@ impl Registry {
     /// Loads the entry whose turn the caller holds.
     async fn load_entry(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Outcome {
         let limit = self.0.times.load;
-        let late = || Broken::Failed(format!("it was not loaded within {limit:?}"));
-        let result = match tokio::time::timeout(limit, self.bring(entry, cancel)).await {
+        let without_room = AtomicBool::new(false);
+        let bring = self.bring(entry, cancel, &without_room);
+        let result = match tokio::time::timeout(limit, bring).await {
             Ok(result) => result,
+            Err(_) if without_room.load(Ordering::Relaxed) => Err(Broken::Failed(format!(
+                "the {} bytes of memory that it needs could not be freed within {limit:?}: all models in memory are in use",
+                entry.bytes()
+            ))),
             Err(_) => {
                 self.clear_out(entry).await;
-                Err(late())
+                Err(Broken::Failed(format!(
+                    "it was not loaded within {limit:?}"
+                )))
             }
         };
         match result {
@@ -139,10 +149,15 @@ impl Registry {
         }
     }
 
-    /// Downloads, installs and loads.
-    async fn bring(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Result<(), Broken> {
-        let spec = entry
-            .version
+    /// Downloads, installs and loads. `without_room` is true while it waits for memory.
+    async fn bring(
+        &self,
+        entry: &Arc<Entry>,
+        cancel: &CancellationToken,
+        without_room: &AtomicBool,
+    ) -> Result<(), Broken> {
+        let version = entry.version();
+        let spec = version
             .model
             .as_ref()
             .and_then(|model| model.model_spec.clone())
@@ -153,11 +168,11 @@ impl Registry {
             fetched = self.0.artefacts.fetch(&spec) => fetched.map_err(|error| Broken::Failed(error.to_string()))?,
         };
         // What the model needs at run time is read from its files, by whoever finds the record.
-        let record = without_credentials(entry.version.clone()).encode_to_vec();
+        let record = without_credentials(version).encode_to_vec();
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
         let uri = crate::artefact::redacted(&spec.uri);
-        // The whole copy goes along and ends with the installation: it must outlast a caller that gives up, and must not
-        // be shared with models that are loaded later, when the files at its address may be others.
+        // The copy, which is this model's alone, goes along and ends with the installation: it must outlast a caller that
+        // gives up.
         let install = move || {
             let copy = fetched;
             repository.install(&copy.folder, &spec, &internal, &record)
@@ -175,6 +190,17 @@ impl Registry {
                 ));
             }
         }
+        if let Some(reason) = self.0.room.refuses(entry) {
+            return Err(Broken::Failed(reason));
+        }
+        without_room.store(true, Ordering::Relaxed);
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Broken::Cancelled),
+            () = self.queue_for_room(Some(entry)) => {}
+        }
+        without_room.store(false, Ordering::Relaxed);
+        entry.absent.store(false, Ordering::SeqCst);
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Broken::Cancelled),
@@ -188,7 +214,7 @@ impl Registry {
     }
 
     /// Makes sure that the inference server does not hold a model whose files go: after a failure it might.
-    async fn clear_out(&self, entry: &Arc<Entry>) {
+    pub(super) async fn clear_out(&self, entry: &Arc<Entry>) {
         let unload = self.0.server.unload(&entry.internal);
         match tokio::time::timeout(CLEAR_OUT, unload).await {
             // A server that ended holds nothing.
@@ -204,7 +230,7 @@ impl Registry {
     }
 
     /// Loads an installed model, through ends of the inference server that need not be its fault.
-    async fn load_on_server(&self, entry: &Arc<Entry>) -> Result<(), String> {
+    pub(super) async fn load_on_server(&self, entry: &Arc<Entry>) -> Result<(), String> {
         let mut up = self.up();
         for _ in 0..CRASHES {
             // The sender lives as long as the registry.
@@ -236,7 +262,7 @@ impl Registry {
             self.0.orders.done(&internal, sequence);
             return Outcome::Unloaded;
         };
-        self.stop_restoring(&entry);
+        self.stop_reloading(&entry);
         let outcome = self.unload_entry(&entry, &cancel).await;
         if outcome != Outcome::Superseded {
             // A failed unload is tried again there, and told when it succeeds.
@@ -261,8 +287,12 @@ impl Registry {
                 self.clear_out(entry).await;
                 self.drop_model(entry, "it was unloaded").await;
             }
-            // Its restoration may have been broken off half-way.
-            State::Restoring | State::Released => self.clear_out(entry).await,
+            // Its reload may have been broken off half-way.
+            State::Restoring | State::Evicted | State::Released => {
+                self.clear_out_unless_absent(entry).await;
+                self.set(entry, State::Released);
+                self.0.room.free(entry);
+            }
             State::Releasing | State::Gone => {}
         }
         if entry.state() != State::Releasing {
@@ -286,10 +316,17 @@ impl Registry {
         }
     }
 
-    /// Ends the work on a model that is being restored, which holds its turn and may never end.
-    fn stop_restoring(&self, entry: &Arc<Entry>) {
-        if entry.state() == State::Restoring {
-            self.set(entry, State::Released);
+    /// Ends the work on a model that is being loaded again, which holds its turn and may never end.
+    fn stop_reloading(&self, entry: &Arc<Entry>) {
+        for reloaded in [State::Restoring, State::Evicted] {
+            self.shift(entry, reloaded, State::Released);
+        }
+    }
+
+    /// An evicted model leaves the inference server alone.
+    async fn clear_out_unless_absent(&self, entry: &Arc<Entry>) {
+        if !entry.absent.load(Ordering::SeqCst) {
+            self.clear_out(entry).await;
         }
     }
 
@@ -305,7 +342,10 @@ impl Registry {
         }
         match self.0.server.unload(&entry.internal).await {
             // A server that ended holds nothing.
-            Ok(()) | Err(ServerError::Unreachable) => Ok(()),
+            Ok(()) | Err(ServerError::Unreachable) => {
+                self.0.room.free(entry);
+                Ok(())
+            }
             Err(error) => {
                 self.set(entry, State::Releasing);
                 Err(error.to_string())
@@ -342,7 +382,7 @@ impl Registry {
                     }
                 }
                 State::Released => {
-                    self.clear_out(&entry).await;
+                    self.clear_out_unless_absent(&entry).await;
                     self.drop_model(&entry, "it was unloaded").await;
                     break;
                 }
@@ -351,10 +391,7 @@ impl Registry {
         }
         if untold && entry.state() == State::Gone {
             // The receiver lives as long as the control loop; without it nobody is to be told.
-            let _ = self
-                .0
-                .unasked
-                .send((entry.version.clone(), Outcome::Unloaded));
+            let _ = self.0.unasked.send((entry.version(), Outcome::Unloaded));
         }
         self.0.orders.done(&entry.internal, sequence);
     }

@@ -1,102 +1,29 @@
-//! Who is in the inference server's memory: requests that need a model, and a server that ended.
+//! What an inference server that ended, or an agent that did, leaves to be put right.
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-use seldon_agent_proxy::{Lease, Models, NotServed};
 
 use super::entry::{Entry, State};
 use super::orders::{CRASHES, settled};
 use super::{Outcome, Registry};
 use crate::server::{Indexed, ServerError};
 
-/// How long a request waits for an inference server that restarts, before Envoy is made to try another replica.
-const AWAY: Duration = Duration::from_secs(3);
-
 /// Rounds in which a model was loaded and the inference server did not hold it, before the model is blamed: several
 /// restarts of the server in a row are not its fault.
 const UNCONFIRMED: u32 = 10;
 
-impl Models for Registry {
-    async fn acquire(&self, internal: &str) -> Result<Lease, NotServed> {
-        let entry = self.find(internal).ok_or(NotServed::Unknown)?;
-        if let Some(in_flight) = entry.enter() {
-            return Ok(Lease::new(in_flight));
-        }
-        if entry.state() == State::Released {
-            self.0.metrics.gauges().count_miss();
-        }
-        tokio::select! {
-            biased;
-            lease = self.wait_for(entry) => lease,
-            () = self.given_up() => Err(NotServed::Away),
-        }
-    }
-}
-
 impl Registry {
-    /// Resolves when the inference server has been away for so long that another replica should be tried.
-    async fn given_up(&self) {
-        let mut up = self.up();
-        loop {
-            let _ = up.wait_for(|up| !*up).await;
-            let back = tokio::time::timeout(AWAY, up.wait_for(|up| *up)).await;
-            if back.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Waits until a model can answer; the caller bounds the wait. Loads go on without the caller.
-    async fn wait_for(&self, mut entry: Arc<Entry>) -> Result<Lease, NotServed> {
-        loop {
-            let mut state = entry.state.subscribe();
-            let seen = *state.borrow_and_update();
-            match seen {
-                State::Loaded | State::Releasing => {
-                    if let Some(in_flight) = entry.enter() {
-                        return Ok(Lease::new(in_flight));
-                    }
-                }
-                State::Gone => match self.find(&entry.internal) {
-                    Some(newer) if !Arc::ptr_eq(&newer, &entry) => entry = newer,
-                    _ => {
-                        return Err(entry
-                            .reason
-                            .get()
-                            .cloned()
-                            .map_or(NotServed::Unknown, NotServed::Failed));
-                    }
-                },
-                State::Released => {
-                    tokio::spawn(self.clone().revive(entry.clone()));
-                    let _ = state.changed().await;
-                }
-                State::Loading | State::Restoring => drop(state.changed().await),
-            }
-        }
-    }
-
-    /// Brings an unloaded model back for late requests; only the first of several does the work.
-    async fn revive(self, entry: Arc<Entry>) {
-        let _turn = entry.turn.lock().await;
-        if entry.state() != State::Released {
-            return;
-        }
-        match self.0.server.load(&entry.internal).await {
-            Ok(()) => self.set(&entry, State::Releasing),
-            Err(error) => self.drop_model(&entry, &error.to_string()).await,
-        }
-    }
-
     /// Takes note that the inference server ended, with everything in its memory.
     pub fn server_lost(&self) {
         self.0.up.send_replace(false);
         for entry in self.entries() {
             match entry.state() {
-                State::Loaded => self.set(&entry, State::Restoring),
-                State::Releasing => self.set(&entry, State::Released),
+                State::Loaded => {
+                    self.shift(&entry, State::Loaded, State::Restoring);
+                }
+                State::Releasing if self.shift(&entry, State::Releasing, State::Released) => {
+                    self.0.room.free(&entry);
+                }
                 _ => {}
             }
         }
@@ -113,20 +40,28 @@ impl Registry {
             .map(|model| model.name.as_str())
             .collect();
         self.unload_strangers(&index).await;
-        let (mut suspects, mut others) = (Vec::new(), Vec::new());
-        for entry in self
+        let (there, missing): (Vec<_>, Vec<_>) = self
             .entries()
             .into_iter()
             .filter(|entry| entry.state() == State::Restoring)
-        {
-            if resident.contains(entry.internal.as_str()) {
-                self.set(&entry, State::Loaded);
+            .partition(|entry| resident.contains(entry.internal.as_str()));
+        // First: what they hold is not there for others.
+        for entry in there {
+            self.shift(&entry, State::Restoring, State::Loaded);
+        }
+        self.unload_evicted(&resident).await;
+        let (mut suspects, mut others) = (Vec::new(), Vec::new());
+        for entry in missing {
+            if !self.may_restore(&entry) {
+                entry.absent.store(true, Ordering::SeqCst);
+                self.shift(&entry, State::Restoring, State::Evicted);
             } else if entry.crashes.load(Ordering::Relaxed) > 0 {
                 suspects.push(entry);
             } else {
                 others.push(entry);
             }
         }
+        others.sort_by_key(|entry| std::cmp::Reverse(entry.used_at()));
         let work = tokio::spawn(self.clone().restore_all(others, suspects));
         let finished = tokio::time::timeout(self.0.times.restore, work)
             .await
@@ -140,46 +75,59 @@ impl Registry {
         Ok(())
     }
 
+    /// Says whether a model that was in memory gets back there now. One that a former agent left waits for a request
+    /// where models are evicted, and where memory has become too little for all.
+    fn may_restore(&self, entry: &Entry) -> bool {
+        let was_in_memory = !entry.adopted.swap(false, Ordering::SeqCst);
+        let evicts = self.0.memory.overcommit_percentage > 0;
+        was_in_memory || (!evicts && self.0.room.hold(entry))
+    }
+
     /// Asks whether the inference server holds everything that counts as loaded.
     pub async fn confirm(&self) -> Result<(), ServerError> {
         let is_loaded = |entry: &Arc<Entry>| entry.state() == State::Loaded;
         // What is loaded while the server answers need not be in its answer.
-        let expected: Vec<_> = self.entries().into_iter().filter(is_loaded).collect();
+        let expected: Vec<_> = self
+            .entries()
+            .into_iter()
+            .map(|entry| (entry.changes.load(Ordering::SeqCst), entry))
+            .filter(|(_, entry)| is_loaded(entry))
+            .collect();
         let index = self.0.server.index().await?;
         let ready: HashSet<&str> = index
             .iter()
             .filter(|model| model.state == "READY")
             .map(|model| model.name.as_str())
             .collect();
-        let mut missing = false;
-        for entry in expected {
+        let mut missing = None;
+        for (changes, entry) in expected {
             if ready.contains(entry.internal.as_str()) {
                 entry.unconfirmed.store(0, Ordering::Relaxed);
-            } else if !is_loaded(&entry) {
-                // Unloaded meanwhile.
+            } else if entry.changes.load(Ordering::SeqCst) != changes {
+                // Unloaded or evicted meanwhile, and perhaps loaded again.
             } else if entry.unconfirmed.fetch_add(1, Ordering::Relaxed) + 1 < UNCONFIRMED {
-                missing = true;
+                missing = Some(entry.internal.clone());
             } else {
                 let reason = "it was loaded again and again after the inference server restarted, but did not become ready";
                 self.give_up(&entry, reason.to_owned()).await;
             }
         }
-        if missing {
-            return Err(ServerError::Refused(
-                "it does not hold all models that were loaded into it".to_owned(),
-            ));
+        if let Some(model) = missing {
+            return Err(ServerError::Refused(format!(
+                "it does not hold all models that were loaded into it, such as {model}"
+            )));
         }
         Ok(())
     }
 
     /// Drops a model and tells the scheduler, which did not ask.
-    async fn give_up(&self, entry: &Arc<Entry>, reason: String) {
+    pub(super) async fn give_up(&self, entry: &Arc<Entry>, reason: String) {
         self.drop_model(entry, &reason).await;
         // The receiver lives as long as the control loop; without it nobody is to be told.
         let _ = self
             .0
             .unasked
-            .send((entry.version.clone(), Outcome::LoadFailed(reason)));
+            .send((entry.version(), Outcome::LoadFailed(reason)));
     }
 
     async fn unload_strangers(&self, index: &[Indexed]) {
@@ -193,6 +141,24 @@ impl Registry {
                     tracing::warn!(model = model.name, %error, "it stays");
                 }
             }
+        }
+    }
+
+    /// A model that counts as evicted, but was left in memory by an eviction that nobody saw the end of.
+    async fn unload_evicted(&self, resident: &HashSet<&str>) {
+        for entry in self.entries() {
+            // Whoever has its turn is loading or evicting it.
+            let Ok(_turn) = entry.turn.try_lock() else {
+                continue;
+            };
+            if entry.state() != State::Evicted {
+                continue;
+            }
+            if resident.contains(entry.internal.as_str()) {
+                self.clear_out(&entry).await;
+            }
+            entry.absent.store(true, Ordering::SeqCst);
+            self.0.room.free(&entry);
         }
     }
 
@@ -220,7 +186,7 @@ impl Registry {
         match loaded {
             Ok(()) => {
                 entry.crashes.store(0, Ordering::Relaxed);
-                self.set(entry, State::Loaded);
+                self.shift(entry, State::Restoring, State::Loaded);
             }
             Err(ServerError::Unreachable)
                 if entry.crashes.fetch_add(1, Ordering::Relaxed) + 1 < CRASHES => {}

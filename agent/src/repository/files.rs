@@ -103,6 +103,16 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), RepositoryError> {
     write().map_err(|error| RepositoryError::disk(path, &error))
 }
 
+/// Removes a file; nothing there is fine.
+pub fn remove_file(path: &Path) -> Result<(), RepositoryError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(RepositoryError::disk(path, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes a folder with all it holds; nothing there is fine.
 pub fn remove_folder(path: &Path) -> Result<(), RepositoryError> {
     match fs::remove_dir_all(path) {

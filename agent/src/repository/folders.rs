@@ -57,13 +57,7 @@ impl Folders {
     }
 
     pub fn forget(&self, internal: &str) -> Result<(), RepositoryError> {
-        let record = self.of(internal).join(RECORD);
-        match std::fs::remove_file(&record) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(RepositoryError::disk(&record, &error))
-            }
-            _ => Ok(()),
-        }
+        files::remove_file(&self.of(internal).join(RECORD))
     }
 
     pub fn records(&self) -> Result<Vec<(String, Vec<u8>)>, RepositoryError> {

@@ -14,7 +14,7 @@ pub use files::{RECORD, remove_folder};
 pub use folders::Folders;
 pub use mlserver::{Mlserver, artefact_root};
 pub use settings::{InferUri, SETTINGS};
-pub use triton::Triton;
+pub use triton::{Triton, renamed};
 
 /// Puts artefacts where an inference server finds them. All calls block on the disk.
 pub trait Repository: Send + Sync + 'static {
@@ -59,7 +59,9 @@ pub enum RepositoryError {
     NoVersion { version: u32 },
     #[error("several folders are called {version} and hold a {SETTINGS}: {found}")]
     SeveralVersions { version: u32, found: String },
-    #[error("no version folder (1, 2, …) in the artefact")]
+    #[error(
+        "no version folder (1, 2, …) in the artefact, and no model of Triton's own file names (model.onnx, …) either"
+    )]
     NoVersionFolder,
     #[error("no version {version} in the artefact: no folder of that name")]
     NoSuchVersionFolder { version: u32 },
@@ -75,7 +77,8 @@ pub enum RepositoryError {
     #[error("no class that extends MLModel in any *.py of {folder}, and no {SETTINGS} either")]
     NoModelClass { folder: String },
     #[error(
-        "no {SETTINGS} in {folder}, and none can be made for the requirements {requirements}: use one of {known}"
+        "no {SETTINGS} in {folder}, and it is made for none of the requirements {requirements}: add one that names the \
+         implementation, or a requirement of {known}"
     )]
     NoSettings {
         folder: String,

@@ -188,13 +188,14 @@ fn explainer(root: &Path) -> Result<Map<String, Value>, RepositoryError> {
     Ok(settings)
 }
 
-/// The first file by the order of the endings, then by name.
+/// The first file by the order of the endings; of one ending, MLServer's own name `model` first, then by name.
 fn model_file(
     root: &Path,
     endings: &[&str],
     patterns: &'static str,
 ) -> Result<String, RepositoryError> {
-    let files = files::files(root)?;
+    let mut files = files::files(root)?;
+    files.sort_by_key(|file| file.file_stem().is_none_or(|stem| stem != "model"));
     let found = endings.iter().find_map(|ending| {
         files.iter().find(|file| {
             file.extension()
@@ -228,11 +229,13 @@ fn custom(root: &Path) -> Result<Map<String, Value>, RepositoryError> {
     })
 }
 
-/// The name in the first line like `class Name(MLModel):` (also `mlserver.MLModel` and several bases).
+/// The name of the first class like `class Name(MLModel):` (also `mlserver.MLModel`, several bases, several lines).
 fn model_class(source: &str) -> Option<&str> {
-    source.lines().find_map(|line| {
-        let rest = line.strip_prefix("class ")?;
-        let (name, bases) = rest.split_once('(')?;
+    let mut at = 0;
+    source.split_inclusive('\n').find_map(|line| {
+        let rest = source[at..].strip_prefix("class ");
+        at += line.len();
+        let (name, bases) = rest?.split_once('(')?;
         let (bases, _) = bases.split_once(')')?;
         let extends = bases
             .split(',')
@@ -331,6 +334,12 @@ mod tests {
                 "./m.bst",
             ),
             (
+                vec![("features.json", ""), ("model.json", "")],
+                "xgboost",
+                "mlserver_xgboost.XGBoostModel",
+                "./model.json",
+            ),
+            (
                 vec![("MLmodel", "")],
                 "mlflow",
                 "mlserver_mlflow.MLflowRuntime",
@@ -370,6 +379,24 @@ mod tests {
     }
 
     #[test]
+    fn classes_are_found_as_python_is_written() {
+        for (source, class) in [
+            ("class A(MLModel):\n", Some("A")),
+            ("class A:\n  x = (MLModel)\n", None),
+            (
+                "class A(\n    Base,\n    mlserver.MLModel,  \n):\n",
+                Some("A"),
+            ),
+            ("class A(Base): pass\n\nclass B (MLModel) : pass", Some("B")),
+            ("  class A(MLModel): pass", None),
+            ("class A(MLModel", None),
+            ("class É(MLModel):\r\n", Some("É")),
+        ] {
+            assert_eq!(model_class(source), class, "{source}");
+        }
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let text = |files: &[(&str, &str)], requirements: &[&str]| {
             made(files, requirements).unwrap_err().to_string()
@@ -382,8 +409,13 @@ mod tests {
             text(&[("a.py", "class A: pass")], &["python"])
                 .starts_with("no class that extends MLModel")
         );
-        assert!(text(&[("x", "")], &["huggingface"]).contains("requirements huggingface"));
-        assert!(text(&[("x", "")], &[]).contains("requirements (none)"));
+        assert_eq!(
+            text(&[("x", "")], &["huggingface"]),
+            "no model-settings.json in the artefact, and it is made for none of the requirements huggingface: add one that \
+             names the implementation, or a requirement of alibi-detect, alibi-explain, lightgbm, mlflow, python, sklearn, \
+             xgboost"
+        );
+        assert!(text(&[("x", "")], &[]).contains("none of the requirements (none)"));
     }
 
     #[test]

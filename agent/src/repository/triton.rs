@@ -1,4 +1,6 @@
 //! Triton's layout: `<models>/<name>_<version>/config.pbtxt` and the artefact's version beside it, as version 1.
+//!
+//! The version is a numbered folder. Without any, a model under one of Triton's own file names is taken as it lies there.
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +15,19 @@ use super::{Repository, RepositoryError};
 
 /// Names the model and its tensors.
 const CONFIG: &str = "config.pbtxt";
+
+/// File and folder names by which Triton tells a model's backend.
+const MODELS: [&str; 9] = [
+    "checkpoint.tl",
+    "model.dali",
+    "model.graphdef",
+    "model.onnx",
+    "model.plan",
+    "model.pt",
+    "model.py",
+    "model.savedmodel",
+    "model.xml",
+];
 
 /// A repository that a Triton reads.
 pub struct Triton {
@@ -36,11 +51,9 @@ impl Repository for Triton {
         internal: &str,
         record: &[u8],
     ) -> Result<(), RepositoryError> {
-        let version = version_folder(folder, spec.artifact_version)?;
-        let root = version.parent().unwrap_or(folder);
-        self.folders.replace(internal, record, |staging| {
-            fill(staging, root, &version, internal)
-        })
+        let layout = layout(folder, spec.artifact_version)?;
+        self.folders
+            .replace(internal, record, |staging| fill(staging, &layout, internal))
     }
 
     fn runtime_info(&self, internal: &str) -> ModelRuntimeInfo {
@@ -59,16 +72,24 @@ impl Repository for Triton {
     }
 }
 
+/// Where an artefact keeps its model, and the configuration and what else belongs to it: both are one folder where there
+/// are no versions.
+struct Layout {
+    version: PathBuf,
+    root: PathBuf,
+}
+
 /// Copies the one version and what lies beside it, other versions left out.
-fn fill(
-    staging: &Path,
-    root: &Path,
-    version: &Path,
-    internal: &str,
-) -> Result<(), RepositoryError> {
-    files::link_tree(version, &staging.join(VERSION))?;
-    for path in files::entries(root)? {
-        let Some(name) = path.file_name() else {
+fn fill(staging: &Path, layout: &Layout, internal: &str) -> Result<(), RepositoryError> {
+    let target = staging.join(VERSION);
+    files::link_tree(&layout.version, &target)?;
+    let flat = layout.version == layout.root;
+    if flat {
+        // Triton reads the one outside.
+        files::remove_file(&target.join(CONFIG))?;
+    }
+    for path in files::entries(&layout.root)? {
+        let Some(name) = path.file_name().filter(|_| !(flat && is_model(&path))) else {
             continue;
         };
         if files::is_real(&path, Metadata::is_file) {
@@ -77,7 +98,7 @@ fn fill(
             files::link_tree(&path, &staging.join(name))?;
         }
     }
-    let config = root.join(CONFIG);
+    let config = layout.root.join(CONFIG);
     let unusable = |reason: String| RepositoryError::Settings {
         file: CONFIG.to_owned(),
         reason,
@@ -90,6 +111,29 @@ fn fill(
     };
     let text = renamed(&text, internal).map_err(unusable)?;
     files::replace_file(&staging.join(CONFIG), text.as_bytes())
+}
+
+/// Finds the model inside a downloaded artefact.
+fn layout(folder: &Path, wanted: Option<u32>) -> Result<Layout, RepositoryError> {
+    match version_folder(folder, wanted) {
+        Err(RepositoryError::NoVersionFolder)
+            if files::entries(folder)?.iter().any(|path| is_model(path)) =>
+        {
+            Ok(Layout {
+                version: folder.to_owned(),
+                root: folder.to_owned(),
+            })
+        }
+        found => found.map(|version| Layout {
+            root: version.parent().unwrap_or(folder).to_owned(),
+            version,
+        }),
+    }
+}
+
+fn is_model(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| MODELS.contains(&name))
 }
 
 /// Finds the version folder inside a downloaded artefact.
@@ -139,8 +183,9 @@ fn number(path: &Path) -> Option<u32> {
     (number > 0).then_some(number)
 }
 
-/// The configuration under another name. Only text that must change does: what a newer Triton knows stays.
-fn renamed(text: &str, internal: &str) -> Result<String, String> {
+/// A `config.pbtxt` under another name. Only text that must change does: what a newer Triton knows stays. An error says
+/// what is wrong and in which line.
+pub fn renamed(text: &str, internal: &str) -> Result<String, String> {
     let fields = pbtxt::parse(text)?;
     let mut changed = format!("name: \"{internal}\"\n");
     let mut from = 0;
@@ -170,7 +215,9 @@ fn instances(text: &str) -> u32 {
         .iter()
         .filter(|field| field.name == "instance_group")
         .flat_map(|field| field.value.messages());
-    let mut on_cpu = groups.filter(|group| named(group, "kind").as_deref() == Some("KIND_CPU"));
+    // Text may name a kind by its number.
+    let is_cpu = |kind: &str| matches!(kind, "KIND_CPU" | "2");
+    let mut on_cpu = groups.filter(|group| named(group, "kind").is_some_and(|kind| is_cpu(&kind)));
     let count = on_cpu
         .next()
         .and_then(|group| named(group, "count")?.parse().ok())
@@ -188,6 +235,8 @@ fn instances(text: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::select;
     use std::fs;
 
     fn write(folder: &Path, name: &str, text: &str) {
@@ -201,8 +250,8 @@ mod tests {
         for name in names {
             write(folder.path(), name, "");
         }
-        let found = version_folder(folder.path(), version).map_err(|error| error.to_string())?;
-        let inside = found.strip_prefix(folder.path()).unwrap();
+        let found = layout(folder.path(), version).map_err(|error| error.to_string())?;
+        let inside = found.version.strip_prefix(folder.path()).unwrap();
         Ok(inside.display().to_string())
     }
 
@@ -214,9 +263,14 @@ mod tests {
         assert_eq!(version_of(&two, Some(2)), s("2"));
         assert_eq!(version_of(&["a/3/x", "b/0/x"], None), s("a/3"));
         assert_eq!(version_of(&["1/assets/7/x"], None), s("1"));
+        assert_eq!(version_of(&["2/model.py", "model.py"], None), s("2"));
+        for flat in ["model.onnx", "model.savedmodel/saved_model.pb"] {
+            assert_eq!(version_of(&[flat, "config.pbtxt"], None), s(""));
+        }
         let error = |names: &[&str], version| version_of(names, version).unwrap_err();
         assert!(error(&two, Some(4)).contains("no version 4"));
-        assert!(error(&["model.py"], None).contains("no version folder"));
+        assert!(error(&["saved.onnx"], None).contains("no version folder"));
+        assert!(error(&["model.onnx"], Some(1)).contains("no version 1"));
         assert!(error(&["a/1/x", "b/1/x"], None).contains("a/1, b/1"));
         assert_eq!(error(&[], None), "the artefact is empty");
     }
@@ -235,9 +289,36 @@ mod tests {
     }
 
     #[test]
+    fn a_model_without_a_version_folder_becomes_version_1() {
+        let artefact = tempfile::tempdir().unwrap();
+        write(artefact.path(), "model.savedmodel/saved_model.pb", "graph");
+        write(artefact.path(), "labels.txt", "x");
+        write(artefact.path(), CONFIG, "max_batch_size: 8 # of mine\n");
+        let models = tempfile::tempdir().unwrap();
+        let repository = Triton::open(models.path().to_owned()).unwrap();
+        repository
+            .install(artefact.path(), &ModelSpec::default(), "tf_1", b"record")
+            .unwrap();
+        let read = |name: &str| fs::read_to_string(models.path().join("tf_1").join(name)).ok();
+        assert_eq!(
+            read("1/model.savedmodel/saved_model.pb").as_deref(),
+            Some("graph")
+        );
+        assert_eq!(read("labels.txt").as_deref(), Some("x"));
+        assert!(!models.path().join("tf_1/model.savedmodel").exists());
+        assert_eq!(
+            read(CONFIG).as_deref(),
+            Some("name: \"tf_1\"\nmax_batch_size: 8 # of mine\n")
+        );
+        assert_eq!(read("1/config.pbtxt"), None);
+        assert!(artefact.path().join(CONFIG).is_file());
+    }
+
+    #[test]
     fn instances_are_counted_as_documented() {
         for (config, count) in [
             ("", 1),
+            ("instance_group { kind: 2 count: 3 }", 3),
             ("backend: \"python\"", 1),
             ("platform: \"tensorflow_savedmodel\"", 2),
             ("instance_group [ { count: 3 kind: KIND_CPU } ]", 3),
@@ -249,6 +330,38 @@ mod tests {
             ("not {", 1),
         ] {
             assert_eq!(instances(config), count, "{config}");
+        }
+    }
+
+    /// One field in any way of writing, and what stands behind it.
+    fn written() -> impl Strategy<Value = String> {
+        let names = vec!["name", "version_policy", "backend", "input", "future"];
+        let values = vec![
+            "3",
+            "\"a\" 'b'",
+            "{ name: \"x\" }",
+            "[ { dims: [ 1, 2 ] }, < y: 1 > ]",
+        ];
+        let ends = vec!["\n", " ", ", ", ";\n", " # note\n", " , # note\n"];
+        (select(names), select(values), select(ends))
+            .prop_map(|(name, value, end)| format!("{name}: {value}{end}"))
+    }
+
+    proptest! {
+        #[test]
+        fn every_other_field_and_comment_stays(fields in proptest::collection::vec(written(), 0..8)) {
+            let text = fields.concat();
+            let changed = renamed(&text, "m_1").unwrap();
+            let shown = |text: &str| -> Vec<String> {
+                let fields = pbtxt::parse(text).unwrap();
+                fields.iter().map(|field| text[field.span.clone()].to_owned()).collect()
+            };
+            let mut wanted = vec!["name: \"m_1\"".to_owned()];
+            let stays = |field: &String| !field.starts_with("name:") && !field.starts_with("version_policy:");
+            wanted.extend(shown(&text).into_iter().filter(stays));
+            prop_assert_eq!(shown(&changed), wanted);
+            let notes = |text: &str| text.matches("# note").count();
+            prop_assert_eq!(notes(&changed), notes(&text));
         }
     }
 

@@ -168,7 +168,8 @@ impl InferenceServer {
         Ok(models
             .map(|model| Indexed {
                 name: model.name,
-                state: model.state,
+                // MLServer writes `State.READY` under Python 3.11 and newer.
+                state: model.state.trim_start_matches("State.").to_owned(),
             })
             .collect())
     }

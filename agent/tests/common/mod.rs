@@ -73,6 +73,8 @@ impl Drop for Process {
 pub struct Seen {
     pub subscriptions: Vec<AgentSubscribeRequest>,
     pub events: Vec<ModelEventMessage>,
+    /// As the agent said last.
+    pub usage: Option<ReplicaUsage>,
     pub drains: Vec<AgentDrainRequest>,
     orders: Option<mpsc::UnboundedSender<Result<ModelOperationMessage, Status>>>,
 }
@@ -137,7 +139,12 @@ impl AgentService for Scheduler {
         &self,
         request: Request<ModelEventMessage>,
     ) -> Result<Response<ModelEventResponse>, Status> {
-        self.seen.lock().unwrap().events.push(request.into_inner());
+        let event = request.into_inner();
+        let mut seen = self.seen.lock().unwrap();
+        match event.usage {
+            Some(usage) => seen.usage = Some(usage),
+            None => seen.events.push(event),
+        }
         Ok(Response::new(ModelEventResponse {}))
     }
 
@@ -184,6 +191,10 @@ pub struct Memory {
     pub restarts_after: Option<String>,
     /// Models whose load fails.
     pub broken: BTreeSet<String>,
+    /// Models that it does not let go.
+    pub kept: BTreeSet<String>,
+    /// The most models that were in memory at a time.
+    pub most: usize,
 }
 
 /// An inference server that keeps names. It reads its repository as MLServer does: by the settings' name.
@@ -199,6 +210,16 @@ impl Inference {
             .lock()
             .unwrap()
             .loads
+            .get(internal)
+            .copied()
+            .unwrap_or(0)
+    }
+
+    pub fn unloads(&self, internal: &str) -> usize {
+        self.memory
+            .lock()
+            .unwrap()
+            .unloads
             .get(internal)
             .copied()
             .unwrap_or(0)
@@ -287,7 +308,8 @@ impl GrpcInferenceService for Inference {
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
         let index = |name: &String| repository_index_response::ModelIndex {
             name: name.clone(),
-            state: "READY".into(),
+            // As MLServer writes it under Python 3.11.
+            state: "State.READY".into(),
             ..Default::default()
         };
         let models = self
@@ -328,6 +350,7 @@ impl GrpcInferenceService for Inference {
             memory.ready.clear();
         } else {
             memory.ready.insert(name);
+            memory.most = memory.most.max(memory.ready.len());
         }
         Ok(Response::new(RepositoryModelLoadResponse {}))
     }
@@ -339,6 +362,9 @@ impl GrpcInferenceService for Inference {
         let name = request.into_inner().model_name;
         let mut memory = self.memory.lock().unwrap();
         *memory.unloads.entry(name.clone()).or_default() += 1;
+        if memory.kept.contains(&name) {
+            return Err(Status::internal("it is held"));
+        }
         if memory.ready.remove(&name) {
             Ok(Response::new(RepositoryModelUnloadResponse {}))
         } else {
@@ -456,14 +482,15 @@ impl World {
         ] {
             arguments.push(format!("--{flag}-port=0"));
         }
-        arguments.push("--memory-bytes=1000".into());
-
-        arguments.push("--unload-grace-period-seconds=0".into());
-        if !more
-            .iter()
-            .any(|argument| argument.starts_with("--download-retry"))
-        {
-            arguments.push("--download-retry-seconds=1".into());
+        for default in [
+            "--memory-bytes=1000",
+            "--unload-grace-period-seconds=0",
+            "--download-retry-seconds=1",
+        ] {
+            let (flag, _) = default.split_at(default.find('=').unwrap() + 1);
+            if !more.iter().any(|argument| argument.starts_with(flag)) {
+                arguments.push(default.into());
+            }
         }
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let options = Options::parse_from(arguments);
@@ -566,6 +593,19 @@ pub async fn get(port: u16, path: &str) -> (u16, String) {
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+/// The sum of a metric over its series, as the agent shows it.
+pub async fn metric(agent: &Agent, name: &str) -> f64 {
+    let text = get(agent.metrics, "/metrics").await.1;
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        // Not a name that begins like it; a counter has a suffix of its own.
+        let rest = rest.strip_prefix("_total").unwrap_or(rest);
+        rest.starts_with('{')
+            .then(|| rest.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+    });
+    values.sum()
 }
 
 pub fn model(name: &str, version: u32, uri: &str) -> ModelVersion {

@@ -69,9 +69,15 @@ impl Cache {
         let name = format!("mlserver-runtimes-{MLSERVER}");
         self.install(&name, pins::MLSERVER_RUNTIMES, |folder| {
             // MLServer's own Python, so that what is compiled fits it.
-            Python::at(environment)?
-                .install_to(folder, pins::MLSERVER_RUNTIMES)
-                .context("they are pinned for python 3.11 and 3.12")
+            let python = Python::at(environment)?;
+            if !(11..=12).contains(&python.minor()) {
+                bail!(
+                    "they are pinned for python 3.11 and 3.12, and MLServer runs on 3.{}: install python3.11 and \
+                     remove mlserver-{MLSERVER}, or leave out --runtimes",
+                    python.minor()
+                );
+            }
+            python.install_to(folder, pins::MLSERVER_RUNTIMES)
         })
     }
 

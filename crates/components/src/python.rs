@@ -99,6 +99,11 @@ impl Python {
         Ok(Self { path, minor })
     }
 
+    /// Tells `11` of 3.11.
+    pub(crate) fn minor(&self) -> u32 {
+        self.minor
+    }
+
     /// Tells its version and the folder of its library.
     pub(crate) fn interpreter(&self) -> Result<Interpreter> {
         let print = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))";

@@ -9,7 +9,7 @@ use seldon_components::{Cache, EnvoyVersion};
 use crate::component::Component;
 use crate::config::Config;
 use crate::counts::Counts;
-use crate::parts::{Parts, make_artefacts};
+use crate::parts::{Parts, make_all_artefacts, make_artefacts};
 use crate::ports::Ports;
 use crate::system::System;
 
@@ -23,6 +23,7 @@ pub struct Builder {
     ports: Option<Ports>,
     run_dir: Option<PathBuf>,
     artefacts: Option<PathBuf>,
+    runtimes: bool,
     without: Vec<Component>,
     deadline: Duration,
     change: Vec<Change>,
@@ -37,6 +38,7 @@ impl Default for Builder {
             ports: None,
             run_dir: None,
             artefacts: None,
+            runtimes: false,
             without: Vec::new(),
             deadline: Duration::from_secs(120),
             change: Vec::new(),
@@ -114,6 +116,17 @@ impl Builder {
         self
     }
 
+    /// Adds MLServer's runtimes of XGBoost, LightGBM and MLflow, and their sample artefacts.
+    pub fn runtimes(mut self) -> Self {
+        self.runtimes = true;
+        self
+    }
+
+    /// Tells whether [`Builder::runtimes`] was asked for.
+    pub fn has_runtimes(&self) -> bool {
+        self.runtimes
+    }
+
     /// Leaves a process out at first; [`System::restart`] starts it.
     pub fn without(mut self, component: Component) -> Self {
         self.without.push(component);
@@ -173,7 +186,12 @@ impl Builder {
                 .with_context(|| format!("no folder {}", folder.display()))?,
             None => {
                 let folder = cache.root().join("artefacts");
-                make_artefacts(&cache, &folder)?;
+                let make = if self.runtimes {
+                    make_all_artefacts
+                } else {
+                    make_artefacts
+                };
+                make(&cache, &folder)?;
                 folder
             }
         };
@@ -200,6 +218,9 @@ impl Builder {
         };
         let mut config = Config::new(run_dir, ports, parts, artefacts);
         config.kafka = self.kafka;
+        if self.runtimes {
+            config.add_runtimes(cache.mlserver_runtimes()?);
+        }
         for change in self.change {
             change(&mut config);
         }

@@ -16,7 +16,7 @@ use seldon_components::{Cache, EnvoyVersion};
 use crate::component::Component;
 use crate::config::Config;
 use crate::counts::Counts;
-use crate::parts::{Parts, make_artefacts};
+use crate::parts::{Parts, make_all_artefacts, make_artefacts};
 use crate::ports::{FirstPorts, Ports, ReplicaPorts};
 use crate::ready::ready;
 use crate::supervise::{Home, ProcessStatus, kill_leftovers, supervise, write};
@@ -47,6 +47,9 @@ struct Up {
     /// Replicas of a server: mlserver=2
     #[arg(long, value_name = "SERVER=REPLICAS", default_value = "mlserver=1", value_parser = servers)]
     servers: usize,
+    /// Give MLServer the runtimes of XGBoost, LightGBM and MLflow as well
+    #[arg(long)]
+    runtimes: bool,
     /// Leave Triton out
     #[arg(long)]
     no_triton: bool,
@@ -68,6 +71,14 @@ struct Up {
     /// Memory that each replica offers to models, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 10_000_000)]
     memory_bytes: u64,
+    /// How much more models may need together, in percent of that: those used least recently go to disk
+    #[arg(
+        long,
+        env = "SELDON_OVERCOMMIT_PERCENTAGE",
+        value_name = "PERCENT",
+        default_value_t = 20
+    )]
+    over_commit_percentage: u32,
     /// Level of the processes' logs
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -189,18 +200,34 @@ impl Up {
                 .with_context(|| format!("no folder {}", folder.display()))?,
             None => {
                 let folder = home.folder.join("artefacts");
-                make_artefacts(&cache, &folder)?;
+                let make = if self.runtimes {
+                    make_all_artefacts
+                } else {
+                    make_artefacts
+                };
+                make(&cache, &folder)?;
                 folder
             }
         };
         fs::create_dir_all(&run_dir)
             .with_context(|| format!("cannot create {}", run_dir.display()))?;
+        let mut config = Config::new(run_dir, ports, parts, artefacts);
+        if self.runtimes {
+            config.add_runtimes(cache.mlserver_runtimes()?);
+        }
+        // Where the user says so, agents inherit it.
+        if std::env::var_os("SELDON_SECRETS_PATH").is_none() {
+            let secrets = home.folder.join("secrets").display().to_string();
+            let agents = config.env.entry("agent".to_owned()).or_default();
+            agents.insert("SELDON_SECRETS_PATH".to_owned(), secrets);
+        }
         Ok(Config {
             envoy_concurrency: self.envoy_concurrency,
             memory_bytes: self.memory_bytes,
+            over_commit_percentage: self.over_commit_percentage,
             log_level: self.log_level,
             kafka: self.kafka_bootstrap,
-            ..Config::new(run_dir, ports, parts, artefacts)
+            ..config
         })
     }
 }

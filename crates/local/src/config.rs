@@ -31,6 +31,9 @@ pub struct Config {
     pub over_commit_percentage: u32,
     /// Requirements of models that the replicas of `mlserver` meet.
     pub capabilities: Vec<String>,
+    /// Packages with further runtimes of MLServer, which add to those; see [`Config::add_runtimes`].
+    #[serde(default)]
+    pub runtimes: Option<PathBuf>,
     pub log_level: String,
     /// How long a scheduler that starts again waits for replicas it knew: 10 s here, not the 30 of the documented local
     /// installation (or the program's 300). On one machine the agents are back within a second or two, and one that was
@@ -75,16 +78,18 @@ impl Config {
             envoy_concurrency: 1,
             memory_bytes: 10_000_000,
             over_commit_percentage: 20,
-            // Sample artefacts for Alibi's runtimes are Python models that stand in; others of them fail to load.
+            // Sample artefacts for Alibi's and Huggingface's runtimes are Python models that stand in; others fail to load.
             capabilities: [
                 "mlserver",
                 "python",
                 "sklearn",
                 "alibi-detect",
                 "alibi-explain",
+                "huggingface",
             ]
             .map(str::to_owned)
             .into(),
+            runtimes: None,
             log_level: "info".to_owned(),
             scheduler_ready_timeout_seconds: 10,
             without_filter: Vec::new(),
@@ -94,6 +99,13 @@ impl Config {
             args: BTreeMap::new(),
             env: BTreeMap::new(),
         }
+    }
+
+    /// Adds the runtimes of XGBoost, LightGBM and MLflow, which are in a folder of packages.
+    pub(crate) fn add_runtimes(&mut self, packages: PathBuf) {
+        let further = ["lightgbm", "mlflow", "xgboost"].map(str::to_owned);
+        self.capabilities.extend(further);
+        self.runtimes = Some(packages);
     }
 
     /// Returns the ports on which agents and Envoys look for the scheduler.
@@ -326,6 +338,10 @@ impl Config {
         launch
             .env
             .extend(variables.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(packages) = &self.runtimes {
+            let packages = packages.display().to_string();
+            launch.env.insert("PYTHONPATH".to_owned(), packages);
+        }
         Ok(())
     }
 

@@ -130,15 +130,38 @@ fn filter_module(folder: &Path) -> Result<PathBuf> {
 
 /// Makes the stand-ins for the documented artefacts below a folder; those that are there are left alone.
 pub fn make_artefacts(cache: &Cache, folder: &Path) -> Result<()> {
-    const PROGRAM: &str = include_str!("../../../samples/artefacts/make.py");
+    make(cache, folder, None)
+}
+
+/// As [`make_artefacts`], with those of XGBoost, LightGBM and MLflow, whose packages it fetches.
+pub fn make_all_artefacts(cache: &Cache, folder: &Path) -> Result<()> {
+    make(cache, folder, Some(&cache.mlserver_runtimes()?))
+}
+
+/// The program tells by its own content whether an artefact is its work, so its parts must be files.
+const MAKE: &str = "make.py";
+const PROGRAM: [(&str, &str); 3] = [
+    (MAKE, include_str!("../../../samples/artefacts/make.py")),
+    (
+        "kinds.py",
+        include_str!("../../../samples/artefacts/kinds.py"),
+    ),
+    ("zoo.py", include_str!("../../../samples/artefacts/zoo.py")),
+];
+
+fn make(cache: &Cache, folder: &Path, packages: Option<&Path>) -> Result<()> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
-    // The program tells by its own content whether an artefact is its work, so it must be a file.
-    let program = folder.join("make.py");
-    std::fs::write(&program, PROGRAM)
-        .with_context(|| format!("cannot write {}", program.display()))?;
-    let done = Command::new(cache.mlserver_python()?)
-        .arg(&program)
+    for (name, text) in PROGRAM {
+        let file = folder.join(name);
+        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let mut command = Command::new(cache.mlserver_python()?);
+    if let Some(packages) = packages {
+        command.env("PYTHONPATH", packages);
+    }
+    let done = command
+        .arg(folder.join(MAKE))
         .arg(folder)
         .stdin(Stdio::null())
         .output()

@@ -31,6 +31,11 @@ impl Lines {
         self.line.capacity() + self.data.capacity()
     }
 
+    /// Whether an event has begun and not ended.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.some || !self.line.is_empty()
+    }
+
     /// Takes bytes off `rest` until an event is complete; none when all are taken.
     pub(crate) fn next(&mut self, rest: &mut &[u8]) -> Result<Option<Vec<u8>>, TooLong> {
         while !rest.is_empty() {

@@ -79,6 +79,18 @@ impl Events {
 
     /// The inference server has said all.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
+        if self.ended {
+            return;
+        }
+        if self.lines.is_inside() {
+            let failure = Failure::model("the model's answer ended before its end");
+            drop(self.fail(failure, out));
+            return;
+        }
+        self.end(out);
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -99,7 +111,7 @@ impl Events {
     fn event(&mut self, event: &[u8], out: &mut Vec<u8>) -> Result<(), Failure> {
         // A model behind another proxy may say so itself.
         if event == b"[DONE]" {
-            self.finish(out);
+            self.end(out);
             return Ok(());
         }
         let outputs = match Outputs::read(event) {

@@ -280,3 +280,16 @@ fn what_is_held_is_an_event() {
     }
     assert!(events.held() < 4 << 10, "{}", events.held());
 }
+
+#[test]
+fn a_stream_that_is_cut_within_an_event_is_no_whole_answer() {
+    let whole = event(&[("content", json!(["a"]))]);
+    let cut = format!("{whole}{}", &whole[..whole.len() - 2]);
+    let out = run(Events::new(context(Call::Chat), 1 << 20), cut.as_bytes(), 7);
+    let out = String::from_utf8(out).unwrap();
+    assert!(
+        out.contains(r#""content":"a""#) && out.contains(r#""error""#),
+        "{out}"
+    );
+    assert!(!out.contains("[DONE]"), "{out}");
+}

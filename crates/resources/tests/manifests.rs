@@ -149,6 +149,21 @@ fn mistakes_name_the_line_and_the_field() {
             IRIS.replace("memory: 100Ki", "minReplicas: 3\n  maxReplicas: 2"),
             "sklearn.yaml:10: spec.minReplicas: 3 is more than maxReplicas 2",
         ),
+        (
+            IRIS.replace("memory: 100Ki", "explainer: {modelRef: a, pipelineRef: b}"),
+            "sklearn.yaml:10: spec.explainer: modelRef and pipelineRef exclude each other",
+        ),
+        (
+            IRIS.replace("memory: 100Ki", "llm: {modelRef: a, pipelineRef: b}"),
+            "sklearn.yaml:10: spec.llm: modelRef and pipelineRef exclude each other",
+        ),
+        (
+            IRIS.replace(
+                "memory: 100Ki",
+                "explainer: {modelRef: a}\n  llm: {modelRef: b}",
+            ),
+            "sklearn.yaml:11: spec.llm: a model cannot have both explainer and llm",
+        ),
     ];
     for (text, expected) in table {
         assert_eq!(mistakes(&text), expected);

@@ -4,6 +4,7 @@
 //! it, two at a time, and stops it. Each case uses names of its own.
 
 mod command;
+mod documented;
 pub mod faults;
 mod grpc;
 mod http;
@@ -15,6 +16,7 @@ mod transcript;
 mod wait;
 
 pub use command::Done;
+pub use documented::play_alone;
 pub use grpc::{FramedAnswer, framed, message_frame};
 pub use http::{Answer, Ask};
 pub use json::{Rule, differences};

@@ -76,17 +76,18 @@ pub struct Loaded<'a> {
 impl<'a> Loaded<'a> {
     /// Loads a model without waiting for it.
     pub fn load(running: &'a Running, spec: &Spec) -> Result<Self> {
-        let request = pb::LoadModelRequest {
-            model: Some(spec.message()),
-        };
+        Self::message(running, spec.message())
+    }
+
+    /// Loads a model by its message, without waiting for it.
+    pub fn message(running: &'a Running, model: pb::Model) -> Result<Self> {
+        let name = model.meta.clone().unwrap_or_default().name;
+        let request = pb::LoadModelRequest { model: Some(model) };
         let call = async { running.scheduler().load_model(request).await };
         running
             .block_on(call)
-            .with_context(|| format!("loading {}", spec.name))?;
-        Ok(Self {
-            running,
-            name: spec.name.clone(),
-        })
+            .with_context(|| format!("loading {name}"))?;
+        Ok(Self { running, name })
     }
 
     /// Loads a model and waits until requests for it are answered.

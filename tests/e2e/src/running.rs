@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use seldon_components::Cache;
 use seldon_grpc::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
-use seldon_local::{Builder, System, make_artefacts};
+use seldon_local::{Builder, System, make_all_artefacts, make_artefacts};
 use seldon_proto::scheduler as pb;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -41,7 +41,7 @@ impl Running {
         let runtime = Runtime::new()?;
         let cache = Cache::open()?;
         let folder = tempfile::Builder::new().prefix("seldon-e2e-").tempdir()?;
-        let artefacts = artefacts(&cache, folder.path())?;
+        let artefacts = artefacts(&cache, folder.path(), builder.has_runtimes())?;
         let builder = builder
             .artefacts(artefacts)
             .run_dir(folder.path().join("run"));
@@ -177,9 +177,14 @@ pub(crate) fn channel(port: u16) -> Channel {
         .connect_lazy()
 }
 
-fn artefacts(cache: &Cache, folder: &Path) -> Result<PathBuf> {
+fn artefacts(cache: &Cache, folder: &Path, runtimes: bool) -> Result<PathBuf> {
     let samples = cache.root().join("artefacts");
-    make_artefacts(cache, &samples)?;
+    let make = if runtimes {
+        make_all_artefacts
+    } else {
+        make_artefacts
+    };
+    make(cache, &samples)?;
     let folder = folder.join("artefacts");
     fs::create_dir(&folder)?;
     let link = |from: PathBuf, name: &str| std::os::unix::fs::symlink(from, folder.join(name));

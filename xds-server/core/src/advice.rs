@@ -7,6 +7,7 @@ use crate::{
         ReplicaState::{Loaded, UnloadEnvoyRequested},
         is_loading, is_unloading,
     },
+    scaling,
     schedule::{Rule, shortcoming},
     size::Size,
     world::World,
@@ -59,11 +60,7 @@ pub(crate) fn waits_for(entry: &Entry, world: &World) -> Vec<String> {
         }
     }
     if !entry.deleted && entry.unplaced.is_some() && world.sync.done {
-        let growing = world.servers.iter().filter_map(|(name, server)| {
-            let (replicas, _) = server.scaling.requested?;
-            Some(format!("server {name} to get {replicas} replicas"))
-        });
-        waits.extend(growing);
+        waits.extend(scaling::growing(entry, world));
         waits.push("a server that can take it: it is tried again when a replica joins or memory comes free"
                 .into());
     }
@@ -161,10 +158,12 @@ fn hints(entry: &Entry, server: &Arc<str>, rule: &Rule, help: &mut BTreeSet<Stri
             reasons,
         } => {
             if *suitable > 0 {
-                help.insert(format!(
-                    "give server {server} {} more replicas that fit, or let the model begin with fewer: `minReplicas: {suitable}`",
-                    wanted - suitable
-                ));
+                let more = wanted.saturating_sub(*suitable);
+                if more > 0 {
+                    help.insert(format!(
+                        "give server {server} {more} more replicas that fit, or let the model begin with fewer: `minReplicas: {suitable}`"
+                    ));
+                }
             }
             for reason in reasons {
                 hints(entry, server, reason, help);

@@ -49,6 +49,8 @@ pub struct Config {
     pub scale_down_pause: Duration,
     /// Servers that have bounds are scaled by what their models need.
     pub server_autoscaling: bool,
+    /// How long a model must have lacked memory before its server is asked to grow: what is being unloaded frees some.
+    pub scale_server_up_pause: Duration,
     /// How long a replica of a server must have held nothing before the server is asked to do without it.
     pub scale_server_down_pause: Duration,
     /// Of a hundred times that a model leaves a replica, how often, as a share, models may be packed onto fewer; 0 for
@@ -79,6 +81,7 @@ impl Config {
             scale_up_pause: Duration::from_secs(10),
             scale_down_pause: Duration::from_secs(60),
             server_autoscaling: true,
+            scale_server_up_pause: Duration::from_secs(5),
             scale_server_down_pause: Duration::from_secs(60),
             server_packing: 0.0,
         }

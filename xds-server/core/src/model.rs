@@ -93,6 +93,10 @@ pub(crate) struct Entry {
     pub(crate) scaling: ModelScaling,
     /// When what is shown changed last; monotonic.
     pub(crate) settled_at: Duration,
+    /// Since when it cannot be placed as wanted; monotonic.
+    pub(crate) short_since: Option<Duration>,
+    /// The server that was asked to grow for it.
+    pub(crate) needs: Option<Arc<str>>,
 }
 
 impl Replica {
@@ -198,6 +202,8 @@ impl Entry {
             forgotten: false,
             scaling: ModelScaling::default(),
             settled_at: Duration::ZERO,
+            short_since: None,
+            needs: None,
         }
     }
 

@@ -236,10 +236,14 @@ fn place(entry: &mut Entry, world: &mut World) {
     if entry.unplaced.as_deref() != short.as_deref() {
         entry.unplaced = short.map(Arc::from);
     }
-    if entry.unplaced.is_some()
-        && let Some(wish) = scaling::consider_more(entry, world)
-    {
-        scaling::request(&wish, world);
+    if entry.unplaced.is_none() {
+        entry.short_since = None;
+    } else if entry.short_since.is_none() {
+        entry.short_since = Some(world.now.monotonic);
+    }
+    match scaling::consider_more(entry, world).filter(|_| entry.unplaced.is_some()) {
+        Some(wish) => scaling::request(entry, &wish, world),
+        None => scaling::withdraw(entry, world),
     }
     let Some(server) = server else { return };
     let latest = entry.latest();
@@ -296,9 +300,17 @@ fn unload_released(entry: &mut Entry, world: &mut World) {
         unconfirmed,
         ..
     } = entry;
-    if entry.rejected.is_some() && !entry.deleted {
-        // An Envoy that refused the route goes on with the one before.
-        return;
+    if entry.rejected.is_some() {
+        // An Envoy that refused a route goes on with the one before, until it has taken that there is none any more.
+        if !entry.deleted {
+            return;
+        }
+        if entry.route_generation > world.released {
+            world
+                .awaiting_release
+                .insert((entry.route_generation, name.clone()));
+            return;
+        }
     }
     for version in versions {
         for at in (0..version.replicas.len()).rev() {
@@ -338,6 +350,9 @@ fn finish(entry: &mut Entry, world: &mut World) {
         !version.replicas.is_empty() || (!version.stray && version.number == latest)
     });
     finish_deletion(entry, world);
+    if entry.deleted {
+        scaling::withdraw(entry, world);
+    }
     let exhausted = entry.latest().failures >= world.config.retry_limit;
     if !entry.deleted && (entry.unplaced.is_some() || exhausted) {
         if !world.unplaced.contains(&entry.name) {
@@ -394,9 +409,13 @@ pub(crate) fn refresh_timer(entry: &mut Entry, world: &mut World) {
             .filter_map(|replica| replica.deadline)
             .chain(version.retry_at)
     });
+    // A server may be asked to grow for it then.
+    let pause = world.config.scale_server_up_pause;
+    let short = entry.short_since.map(|since| since + pause);
+    let short = short.filter(|due| *due > world.now.monotonic);
     // One that is held beyond that is looked at when its gateway answers.
     let gone = entry.gone_at.filter(|gone| *gone > world.now.monotonic);
-    let next = deadlines.chain(gone).min();
+    let next = deadlines.chain(gone).chain(short).min();
     world.set_timer(Timer::Model, &entry.name, &mut entry.timer, next);
 }
 

@@ -127,9 +127,22 @@ impl ServerReplica {
             .iter()
             .map(|word| word.trim().to_owned())
             .collect();
-        let changed = endpoint != self.endpoint;
-        self.endpoint = endpoint;
+        let changed = !endpoint.same_place(&self.endpoint);
+        self.endpoint = Endpoint {
+            over_committed: self.endpoint.over_committed,
+            ..endpoint
+        };
         changed
+    }
+
+    /// Whether more is booked than it has in memory at a time. Over-commitment that is allowed and not used costs
+    /// nothing; and what is near the limit does not go back and forth.
+    pub(crate) fn under_pressure(&self) -> bool {
+        let enough = match self.endpoint.over_committed {
+            true => self.total_memory - self.total_memory / 5,
+            false => self.total_memory,
+        };
+        self.over_commit > 0 && self.booked > enough
     }
 
     pub(crate) fn free(&self) -> u64 {
@@ -203,7 +216,8 @@ pub(crate) fn endpoint(subscription: &AgentSubscribeRequest) -> Endpoint {
         host: config.inference_svc,
         http_port: port(config.inference_http_port),
         grpc_port: port(config.inference_grpc_port),
-        over_committed: config.over_commit_percentage > 0,
+        // Known when its models are.
+        over_committed: false,
     }
 }
 

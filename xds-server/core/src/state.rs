@@ -297,6 +297,7 @@ impl State {
             match timer {
                 Timer::Synchronise => {}
                 Timer::Replica(agent) => step::replica_due(self, &agent),
+                Timer::Server(server) => drop(self.world.changed_servers.insert(server)),
                 Timer::Model(name) => {
                     if let Some(entry) = self.models.get_mut(&name) {
                         entry.timer = None;
@@ -350,6 +351,7 @@ impl State {
                 step::prune(&mut self.world, &server);
                 scaling::consider_fewer(&mut self.world, &server);
             }
+            self.world.refresh_pressure(&server);
             announced.insert(server);
         }
         self.settle_pipelines();

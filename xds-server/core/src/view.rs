@@ -83,7 +83,8 @@ pub struct Endpoint {
     pub http_port: u16,
     /// Equal to `http_port` where the agent is ours and serves both protocols on one port.
     pub grpc_port: u16,
-    /// It may have to load a model for a request: each model's requests should keep to one replica.
+    /// It has more models than memory and may have to load one for a request: each model's requests should keep to one
+    /// replica.
     pub over_committed: bool,
 }
 

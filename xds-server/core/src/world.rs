@@ -23,6 +23,8 @@ use crate::{
 pub(crate) enum Timer {
     Synchronise,
     Replica(AgentKey),
+    /// Whether it needs more or fewer replicas.
+    Server(Arc<str>),
     Model(Arc<str>),
     Experiment(Arc<str>),
     Pipeline(Arc<str>),
@@ -223,30 +225,27 @@ impl World {
             && let Some(server) = self.servers.get_mut(name)
         {
             server.scaling.removed(share);
-            let agent = AgentKey {
-                server: name.clone(),
-                replica: index,
-            };
-            self.note_empty(&agent);
+            self.note_empty(name, index);
         }
     }
 
-    /// A replica of a server that can shrink is looked at again when it has held nothing for a while.
-    pub(crate) fn note_empty(&mut self, agent: &AgentKey) {
+    /// A server that can shrink is looked at again when a replica has held nothing for a while.
+    pub(crate) fn note_empty(&mut self, server: &Arc<str>, index: u32) {
         let now = self.now.monotonic;
-        let Some(server) = self.servers.get_mut(&agent.server) else {
+        let Some(known) = self.servers.get_mut(server) else {
             return;
         };
-        let scales = self.config.server_autoscaling && server.max_replicas > 0;
-        if let Some(replica) = server.replicas.get_mut(&agent.replica)
-            && replica.models.is_empty()
-            && replica.empty_since.is_none()
-        {
-            replica.empty_since = Some(now);
-            if scales {
-                let due = now + self.config.scale_server_down_pause;
-                self.timers.insert((due, Timer::Replica(agent.clone())));
-            }
+        let scales = self.config.server_autoscaling && known.max_replicas > 0;
+        let Some(replica) = known.replicas.get_mut(&index) else {
+            return;
+        };
+        if !replica.models.is_empty() {
+            return;
+        }
+        let since = *replica.empty_since.get_or_insert(now);
+        let due = since + self.config.scale_server_down_pause;
+        if scales && due > now {
+            self.timers.insert((due, Timer::Server(server.clone())));
         }
     }
 
@@ -275,7 +274,8 @@ impl World {
             .get(server)
             .and_then(|known| known.replicas.get(&index)?.stream);
         let Some(stream) = stream else { return };
-        let autoscaling_enabled = scaling::automatic(&version.spec, self);
+        let autoscaling_enabled =
+            self.config.model_autoscaling && scaling::has_bounds(&version.spec);
         let message = Box::new(ModelOperationMessage {
             operation: operation.into(),
             model_version: Some(ModelVersion {
@@ -293,6 +293,17 @@ impl World {
             stream,
             message,
         });
+    }
+
+    /// Agents learn by an order to load whether they are to watch a model's requests; what is loaded stays so. Documented
+    /// agents would load it anew, so only ours are told: they serve both protocols on one port.
+    pub(crate) fn tell_watch(&mut self, version: &Version, index: u32) {
+        let server = version.server.as_ref();
+        let server = server.and_then(|name| self.servers.get(name));
+        let endpoint = server.and_then(|server| Some(&server.replicas.get(&index)?.endpoint));
+        if endpoint.is_some_and(|endpoint| endpoint.http_port == endpoint.grpc_port) {
+            self.send(version, index, Operation::LoadModel);
+        }
     }
 
     /// Keeps the index of replica sets in step with a version's placement.
@@ -313,6 +324,22 @@ impl World {
             server.sets.remove(&former);
         }
         version.counted = (!placed.is_empty()).then(|| server.sets.add(&placed));
+    }
+
+    /// Follows which replicas have more models than memory: Envoys choose among those by what they have in memory.
+    pub(crate) fn refresh_pressure(&mut self, name: &Arc<str>) {
+        let Some(server) = self.servers.get_mut(name) else {
+            return;
+        };
+        let mut changed = false;
+        for replica in server.replicas.values_mut() {
+            let pressed = replica.under_pressure();
+            changed |= std::mem::replace(&mut replica.endpoint.over_committed, pressed) != pressed;
+        }
+        if changed {
+            self.grow();
+            self.effects.push(Effect::EndpointsChanged(name.clone()));
+        }
     }
 
     /// Remembers how many replicas a server has, to wait for as many after a restart.

@@ -137,7 +137,10 @@ fn each_rule_that_refuses_names_the_way_out() {
     ));
     sim.notify_bounds("mlserver", 2, 1, 3);
     assert!(
-        waits(&sim, "wide").contains(&"server mlserver to get 3 replicas".to_owned()),
+        waits(&sim, "wide").contains(
+            &"server mlserver to get 3 replicas in place of 2: 3 are wanted of the model"
+                .to_owned()
+        ),
         "{:?}",
         waits(&sim, "wide")
     );

@@ -375,3 +375,47 @@ fn memory_counts_instances_once_they_are_known() {
         (-1, 1, 1)
     );
 }
+
+#[test]
+fn over_commitment_counts_when_it_is_used_and_no_model_may_be_larger_than_the_memory() {
+    let mut sim = local();
+    for replica in 0..2 {
+        sim.add_agent("mlserver", replica, 300, &["sklearn"]);
+        let key = agent("mlserver", replica);
+        sim.agents.get_mut(&key).unwrap().memory = 200;
+        sim.connect(&key);
+    }
+    let pressed = |sim: &Sim| -> Vec<bool> {
+        let set = seldon_core::ReplicaSet {
+            server: "mlserver".into(),
+            replicas: [0, 1].into(),
+        };
+        let endpoints = sim.state.endpoints(&set);
+        endpoints.iter().map(|one| one.over_committed).collect()
+    };
+    sim.load(model("one", 2));
+    sim.load(model("two", 2));
+    sim.settle();
+    assert_eq!(pressed(&sim), [false, false], "all of it is in memory");
+    sim.load(model("three", 1));
+    sim.settle();
+    assert_eq!(pressed(&sim), [true, false]);
+    sim.unload("three");
+    sim.settle();
+    assert_eq!(pressed(&sim), [true, false], "near the limit");
+    sim.unload("two");
+    sim.settle();
+    assert_eq!(pressed(&sim), [false, false]);
+    let mut large = model("large", 1);
+    spec(&mut large).memory_bytes = Some(201);
+    sim.unload("one");
+    sim.settle();
+    sim.load(large);
+    assert!(
+        sim.status("large")
+            .1
+            .contains("needs 201 B, replica 0 has 200 B in all"),
+        "{}",
+        sim.status("large").1
+    );
+}

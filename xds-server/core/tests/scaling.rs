@@ -200,17 +200,20 @@ fn asked(sim: &Sim) -> Option<i32> {
     Some(request.expected_replicas)
 }
 
-/// The owner does what it is asked.
+/// The owner does what it is asked: it says so at once, and replicas come one after the other.
 fn follow(sim: &mut Sim, bounds: (u32, u32)) {
     let replicas = u32::try_from(asked(sim).unwrap()).unwrap();
-    for index in 0..replicas {
-        if !sim.agents.contains_key(&agent("mlserver", index)) {
-            sim.add_agent("mlserver", index, 1000, &["sklearn"]);
-            sim.connect(&agent("mlserver", index));
-        }
-    }
     sim.notify_bounds("mlserver", replicas, bounds.0, bounds.1);
     sim.settle();
+    for index in 0..replicas {
+        if !sim.agents.contains_key(&agent("mlserver", index)) {
+            sim.advance(Duration::from_secs(10));
+            assert_eq!(asked(sim), None, "what was asked for is on its way");
+            sim.add_agent("mlserver", index, 1000, &["sklearn"]);
+            sim.connect(&agent("mlserver", index));
+            sim.settle();
+        }
+    }
     let surplus: Vec<_> = sim
         .agents
         .keys()
@@ -221,6 +224,12 @@ fn follow(sim: &mut Sim, bounds: (u32, u32)) {
         sim.disconnect(&key);
         sim.agents.remove(&key);
     }
+    sim.settle();
+}
+
+/// Longer than a server waits before it asks for what memory lacks.
+fn lasts(sim: &mut Sim) {
+    sim.advance(sim.config.scale_server_up_pause);
     sim.settle();
 }
 
@@ -272,9 +281,10 @@ fn a_model_that_no_server_could_take_yet_makes_one_grow() {
     }
     sim.settle();
     assert_eq!(sim.state_of("large-d"), ScheduleFailed);
+    lasts(&mut sim);
     assert_eq!(asked(&sim), None, "it has its most replicas");
     sim.notify_bounds("mlserver", 3, 1, 5);
-    sim.settle();
+    lasts(&mut sim);
     assert_eq!(asked(&sim), Some(4));
     follow(&mut sim, (1, 5));
     assert_eq!(sim.state_of("large-d"), ModelAvailable);
@@ -282,7 +292,7 @@ fn a_model_that_no_server_could_take_yet_makes_one_grow() {
     let mut huge = model("huge", 1);
     spec(&mut huge).memory_bytes = Some(5_000);
     sim.load(huge);
-    sim.settle();
+    lasts(&mut sim);
     assert_eq!(asked(&sim), None);
 }
 
@@ -333,7 +343,9 @@ fn packing_is_by_removals_and_only_where_it_fits() {
     half.unload("c");
     half.settle();
     assert_eq!(asked(&half), None, "two removals are not yet four");
-    half.unload("b");
+    half.load(model("c", 2));
+    half.settle();
+    half.unload("c");
     half.settle();
     assert_eq!(asked(&half), Some(2));
 }
@@ -372,4 +384,115 @@ fn agents_learn_when_they_are_to_watch_a_model() {
     sim.disconnect(&key);
     sim.connect(&key);
     assert!(sim.agents[&key].inbox.is_empty(), "it knows");
+}
+
+#[test]
+fn a_replica_that_is_away_or_memory_that_comes_free_is_no_reason_to_grow() {
+    let mut sim = world(2);
+    sim.notify_bounds("mlserver", 2, 1, 5);
+    sim.load(model("both", 2));
+    sim.settle();
+    sim.disconnect(&agent("mlserver", 1));
+    sim.advance(Duration::from_secs(30));
+    sim.settle();
+    assert_eq!(asked(&sim), None, "it comes back");
+    sim.connect(&agent("mlserver", 1));
+    sim.settle();
+    // Both are full; one model leaves, another comes before it is gone.
+    for name in ["large-a", "large-b"] {
+        let mut large = model(name, 1);
+        spec(&mut large).memory_bytes = Some(900);
+        sim.load(large);
+    }
+    sim.settle();
+    sim.unload("large-a");
+    let mut next = model("large-c", 1);
+    spec(&mut next).memory_bytes = Some(900);
+    sim.load(next);
+    assert_eq!(asked(&sim), None);
+    sim.settle();
+    lasts(&mut sim);
+    assert_eq!(
+        (sim.state_of("large-c"), asked(&sim)),
+        (ModelAvailable, None)
+    );
+}
+
+#[test]
+fn what_nobody_needs_any_more_is_withdrawn_and_what_nobody_follows_asked_for_again() {
+    let mut sim = world(2);
+    sim.notify_bounds("mlserver", 2, 1, 5);
+    sim.load(model("wide", 4));
+    sim.settle();
+    assert_eq!(asked(&sim), Some(4));
+    let scaled = |sim: &Sim| {
+        let effects = sim.effects.iter();
+        effects
+            .filter(|effect| matches!(effect, seldon_core::Effect::ServerScaled(_)))
+            .count()
+    };
+    let before = scaled(&sim);
+    sim.advance(Duration::from_secs(31));
+    assert_eq!(scaled(&sim), before + 1, "the owner may not have heard it");
+    sim.unload("wide");
+    sim.settle();
+    assert_eq!(asked(&sim), None);
+
+    // One replica is empty; before its owner takes it away it is needed again.
+    sim.load(model("one", 1));
+    sim.settle();
+    sim.advance(sim.config.scale_server_down_pause);
+    sim.settle();
+    assert_eq!(asked(&sim), Some(1));
+    sim.load(model("pair", 2));
+    sim.settle();
+    assert_eq!(asked(&sim), None, "a live replica is not taken away");
+}
+
+#[test]
+fn what_was_wanted_and_never_came_does_not_keep_a_model_large() {
+    let mut sim = world(2);
+    sim.notify_bounds("mlserver", 2, 1, 3);
+    sim.load(bounded("iris", 1, 3));
+    sim.settle();
+    trigger(&mut sim, "iris", ScaleUp);
+    trigger(&mut sim, "iris", ScaleUp);
+    assert_eq!(asked(&sim), Some(3), "and nobody brings it");
+    trigger(&mut sim, "iris", ScaleDown);
+    trigger(&mut sim, "iris", ScaleDown);
+    assert_eq!((replicas(&sim, "iris"), asked(&sim)), (1, None));
+}
+
+#[test]
+fn the_flag_holds_over_a_restart() {
+    let mut sim = world(3);
+    sim.load(bounded("iris", 1, 3));
+    sim.settle();
+    trigger(&mut sim, "iris", ScaleUp);
+    assert_eq!(replicas(&sim, "iris"), 2);
+    sim.config.model_autoscaling = false;
+    sim.restart();
+    for index in 0..3 {
+        sim.connect(&agent("mlserver", index));
+    }
+    sim.settle();
+    assert_eq!(replicas(&sim, "iris"), 1, "as its author wants it");
+}
+
+#[test]
+fn without_a_store_agents_tell_how_far_a_model_was_scaled() {
+    let mut sim = world(3);
+    sim.load(bounded("iris", 1, 3));
+    sim.settle();
+    trigger(&mut sim, "iris", ScaleUp);
+    trigger(&mut sim, "iris", ScaleUp);
+    sim.models_stored.clear();
+    sim.servers_stored.clear();
+    sim.restart();
+    sim.load(bounded("iris", 1, 3));
+    for index in 0..3 {
+        sim.connect(&agent("mlserver", index));
+    }
+    sim.settle();
+    assert_eq!(replicas(&sim, "iris"), 3);
 }

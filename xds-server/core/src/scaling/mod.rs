@@ -3,5 +3,5 @@
 mod model;
 mod server;
 
-pub(crate) use model::{ModelScaling, automatic, follow_spec, triggered};
-pub(crate) use server::{ServerScaling, consider_fewer, consider_more, request};
+pub(crate) use model::{ModelScaling, follow_spec, has_bounds, take_over, triggered};
+pub(crate) use server::{ServerScaling, consider_fewer, consider_more, growing, request, withdraw};

@@ -17,6 +17,8 @@ use crate::{
     world::World,
 };
 
+const TOO_MANY: &str = "too many requests in flight";
+
 /// What autoscaling has made of a model.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelScaling {
@@ -50,9 +52,20 @@ fn bounds(spec: &Model) -> Option<Bounds> {
     Some(Bounds { least, most })
 }
 
-/// Whether a model's agents are to watch its requests.
-pub(crate) fn automatic(spec: &Model, world: &World) -> bool {
-    world.config.model_autoscaling && bounds(spec).is_some()
+/// Whether a model is scaled by its requests, if this scheduler does that.
+pub(crate) fn has_bounds(spec: &Model) -> bool {
+    bounds(spec).is_some()
+}
+
+/// Without a store, what agents hold of a model is what was made of it before.
+pub(crate) fn take_over(entry: &mut Entry, world: &World) {
+    let Some(bounds) = bounds(&entry.latest().spec) else {
+        return;
+    };
+    let held = to_u32(entry.latest().ready());
+    if world.config.model_autoscaling && held > to_u32(entry.target()) {
+        entry.scaling.replicas = Some(held.clamp(bounds.least, bounds.most));
+    }
 }
 
 /// The specification changed: a number of replicas that its author changed is in force at once, and so are bounds.
@@ -121,14 +134,12 @@ fn scale_up(
         return;
     }
     let from = to_u32(entry.target());
-    let cause = cause(report, "too many requests in flight");
     if from >= bounds.most {
-        return decide_on(
-            entry,
-            format!("{cause}; it has its most replicas, {from}"),
-            world,
-        );
+        // Without figures, which would be news each time.
+        let text = format!("{TOO_MANY}; it has its most replicas, {from}");
+        return decide_on(entry, text, world);
     }
+    let cause = cause(report, TOO_MANY);
     let former = entry.scaling.replicas.replace(from + 1);
     let placed = match decide(entry, world) {
         Decision::Placed | Decision::Load { short: None, .. } => Ok(()),
@@ -143,12 +154,13 @@ fn scale_up(
         (Ok(()), _) => change(entry, from, from + 1, &cause, world),
         // Wanted from now on, so that it is placed as soon as the server has grown.
         (Err(_), Some(wish)) => {
-            request(&wish, world);
+            request(entry, &wish, world);
             change(entry, from, from + 1, &cause, world);
         }
         (Err(reason), None) => {
             entry.scaling.replicas = former;
-            let text = format!("{cause}; {} replicas cannot be placed: {reason}", from + 1);
+            let more = from + 1;
+            let text = format!("{TOO_MANY}; {more} replicas cannot be placed: {reason}");
             decide_on(entry, text, world);
         }
     }
@@ -160,10 +172,18 @@ fn scale_down(
     report: &ModelScalingTriggerMessage,
     world: &mut World,
 ) {
-    let pause = world.config.scale_down_pause;
-    let now = world.now.monotonic;
-    let from = to_u32(entry.target());
-    if from <= bounds.least || !steady(entry, pause, world) || entry.settled_at + pause > now {
+    let (pause, now) = (world.config.scale_down_pause, world.now.monotonic);
+    let latest = entry.latest();
+    // What was wanted and never came is given up first.
+    let there = available(latest, world).max(bounds.least as usize);
+    let from = to_u32(entry.target().min(there + 1));
+    let rested = |since: Duration| since + pause <= now;
+    let loading = latest
+        .replicas
+        .iter()
+        .any(|replica| is_loading(replica.state));
+    let fresh = !rested(entry.settled_at) || !entry.scaling.changed.is_none_or(rested);
+    if from <= bounds.least || loading || fresh {
         return;
     }
     let cause = cause(report, "not asked for long");
@@ -186,8 +206,8 @@ fn decide_on(entry: &mut Entry, text: String, world: &mut World) {
     if entry.scaling.decision.as_deref() != Some(text.as_str()) {
         entry.scaling.decision = Some(text.into());
         entry.changed = true;
+        world.touch(&entry.name);
     }
-    world.touch(&entry.name);
 }
 
 fn cause(report: &ModelScalingTriggerMessage, what: &str) -> String {

@@ -1,17 +1,17 @@
 //! Autoscaling of servers: as many replicas as the models on one need, between its bounds. Whoever owns the server's
 //! replicas (the operator) is asked for them; that there are more, or fewer, is then told by `ServerNotify`.
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
     Effect,
     model::{Entry, required_memory},
-    schedule::server_passes,
+    schedule::{Rule, server_passes, verdict},
     server::Server,
     size::Size,
-    world::World,
+    world::{Timer, World},
 };
 
-/// How long a request for replicas is not repeated while nobody follows it.
+/// After so long a request that nobody followed is made again.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What autoscaling has made of a server.
@@ -19,8 +19,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(30);
 pub(crate) struct ServerScaling {
     /// Replicas that were asked for and are not yet what `ServerNotify` says; with the time.
     pub(crate) requested: Option<(u32, Duration)>,
-    /// The last decision, in words.
-    pub(crate) decision: Option<Arc<str>>,
+    /// Models for which more were asked for: when none needs them any more, nobody does.
+    needed_by: BTreeSet<Arc<str>>,
     /// Removed replicas of models, times the share of them that may lead to packing.
     credit: f64,
 }
@@ -30,7 +30,6 @@ pub(crate) struct ServerScaling {
 pub(crate) struct Wish {
     server: Arc<str>,
     replicas: u32,
-    reason: String,
 }
 
 impl ServerScaling {
@@ -39,11 +38,17 @@ impl ServerScaling {
         // More would only be forgotten later.
         self.credit = (self.credit + share).min(1.0);
     }
+
+    /// Whoever owns the replicas has spoken: what was asked for is followed, or overruled.
+    pub(crate) fn answered(&mut self) {
+        self.requested = None;
+        self.needed_by.clear();
+    }
 }
 
 /// Which server needs more replicas for a model that cannot be placed as wanted, and how many.
 pub(crate) fn consider_more(entry: &Entry, world: &World) -> Option<Wish> {
-    if !world.config.server_autoscaling || !world.sync.done {
+    if !world.config.server_autoscaling || !world.sync.done || entry.deleted {
         return None;
     }
     let latest = entry.latest();
@@ -57,67 +62,117 @@ pub(crate) fn consider_more(entry: &Entry, world: &World) -> Option<Wish> {
         .filter(|(name, _)| home.is_none_or(|home| home == *name));
     candidates
         .filter(|(name, server)| server_passes(&latest.spec, name, server).is_ok())
-        .find_map(|(name, server)| wish(entry, name, server))
+        .find_map(|(name, server)| wish(entry, name, server, world))
 }
 
-fn wish(entry: &Entry, name: &Arc<str>, server: &Server) -> Option<Wish> {
+fn wish(entry: &Entry, name: &Arc<str>, server: &Server, world: &World) -> Option<Wish> {
     let expected = server.expected.filter(|expected| *expected > 0)?;
     let target = u32::try_from(entry.target()).unwrap_or(u32::MAX);
-    let needs = required_memory(&entry.latest().spec);
-    let model = &entry.name;
-    let (replicas, reason) = if target > expected {
-        (
-            target,
-            format!("model {model} is to have {target} replicas, the server has {expected}"),
-        )
-    } else if server
-        .replicas
-        .values()
-        .any(|replica| replica.capacity >= needs && replica.total_memory >= needs)
-    {
-        let reason = format!("no replica has {} free for model {model}", Size(needs));
-        (expected + 1, reason)
+    let replicas = if target > expected {
+        target
+    } else if whole(server, expected) && lacks_memory(entry, name, server, world) {
+        expected + 1
     } else {
-        // A new replica would be as small as those that are there.
         return None;
     };
     let replicas = replicas.min(server.max_replicas);
-    (replicas > expected).then(|| Wish {
+    (replicas > expected && can_suffice(entry, name, server, world)).then(|| Wish {
         server: name.clone(),
         replicas,
-        reason,
     })
 }
 
-/// Asks for replicas, unless that was done lately.
-pub(crate) fn request(wish: &Wish, world: &mut World) {
-    let now = world.now.monotonic;
+/// Whether the most replicas would do for the model. Fewer would stay empty, be taken away again, and asked for again.
+fn can_suffice(entry: &Entry, name: &Arc<str>, server: &Server, world: &World) -> bool {
+    let enough = match entry.minimum() {
+        0 => entry.target(),
+        least => least.min(entry.target()),
+    };
+    let too_small = |index: &&u32| {
+        let verdict = verdict(entry, name, **index, server, world);
+        matches!(verdict, Err(Rule::Memory { .. } | Rule::TooLarge { .. }))
+    };
+    let too_small = server.replicas.keys().filter(too_small).count();
+    server.max_replicas as usize >= too_small + enough
+}
+
+/// Whether all replicas are there. While some are not, what is missing may be on its way.
+fn whole(server: &Server, expected: u32) -> bool {
+    let expected = expected as usize;
+    server.usable().count() == expected && server.replicas.len() == expected
+}
+
+/// Whether memory alone keeps the model from its replicas, has done so for a while (what is being unloaded frees some),
+/// and one more replica like the others could take it.
+fn lacks_memory(entry: &Entry, name: &Arc<str>, server: &Server, world: &World) -> bool {
+    let pause = world.config.scale_server_up_pause;
+    let lasting = entry
+        .short_since
+        .is_some_and(|since| since + pause <= world.now.monotonic);
+    if !lasting {
+        return false;
+    }
+    let needs = required_memory(&entry.latest().spec);
+    let (mut suitable, mut short, mut fits) = (0, 0, false);
+    for (index, replica) in &server.replicas {
+        match verdict(entry, name, *index, server, world) {
+            Ok(_) => suitable += 1,
+            Err(Rule::Memory { .. }) => short += 1,
+            Err(_) => {}
+        }
+        fits |= replica.capacity >= needs && replica.total_memory >= needs;
+    }
+    fits && suitable < entry.target() && suitable + short >= entry.target()
+}
+
+/// Asks for replicas, unless that was done.
+pub(crate) fn request(entry: &mut Entry, wish: &Wish, world: &mut World) {
+    if entry.needs.as_ref() != Some(&wish.server) {
+        withdraw(entry, world);
+    }
     let Some(server) = world.servers.get_mut(&wish.server) else {
         return;
     };
-    if let Some((replicas, at)) = server.scaling.requested
-        && (replicas > wish.replicas || (replicas == wish.replicas && at + ASK_AGAIN > now))
-    {
-        return;
+    server.scaling.needed_by.insert(entry.name.clone());
+    entry.needs = Some(wish.server.clone());
+    let asked = server.scaling.requested.map(|(replicas, _)| replicas);
+    if asked.is_none_or(|asked| asked < wish.replicas) {
+        ask(&wish.server, wish.replicas, world);
     }
-    ask(&wish.server, wish.replicas, &wish.reason, world);
 }
 
-fn ask(name: &Arc<str>, replicas: u32, reason: &str, world: &mut World) {
+/// The model needs no more replicas of its server, for now.
+pub(crate) fn withdraw(entry: &mut Entry, world: &mut World) {
+    let Some(name) = entry.needs.take() else {
+        return;
+    };
+    let Some(server) = world.servers.get_mut(&name) else {
+        return;
+    };
+    let scaling = &mut server.scaling;
+    scaling.needed_by.remove(&entry.name);
+    let more = scaling
+        .requested
+        .is_some_and(|(replicas, _)| Some(replicas) > server.expected);
+    if more && scaling.needed_by.is_empty() {
+        scaling.requested = None;
+    }
+}
+
+fn ask(name: &Arc<str>, replicas: u32, world: &mut World) {
     let now = world.now.monotonic;
     let Some(server) = world.servers.get_mut(name) else {
         return;
     };
-    let from = server.expected.unwrap_or_default();
     server.scaling.requested = Some((replicas, now));
-    server.scaling.decision =
-        Some(format!("asked for {replicas} replicas in place of {from}: {reason}").into());
     world.effects.push(Effect::ServerScaled(name.clone()));
-    world.touch_server(name);
+    let again = (now + ASK_AGAIN, Timer::Server(name.clone()));
+    world.timers.insert(again);
 }
 
-/// Asks for fewer replicas where some hold nothing, or where what they hold fits on the others. All must be there: one
-/// that is on its way is wanted by somebody.
+/// Looks at what is asked for: what nobody needs any more is withdrawn, what nobody follows is asked for again, and fewer
+/// are asked for where some hold nothing, or where what they hold fits on the others. For that all must be there: one that
+/// is on its way is wanted by somebody.
 pub(crate) fn consider_fewer(world: &mut World, name: &Arc<str>) {
     let (pause, now) = (world.config.scale_server_down_pause, world.now.monotonic);
     let packing = world.config.server_packing > 0.0;
@@ -125,15 +180,29 @@ pub(crate) fn consider_fewer(world: &mut World, name: &Arc<str>) {
     let Some(server) = world.servers.get_mut(name) else {
         return;
     };
-    let Some(expected) = server.expected.filter(|expected| *expected > 1) else {
+    let Some(expected) = server.expected.filter(|expected| *expected > 0) else {
         return;
     };
-    if !allowed || server.max_replicas == 0 || server.scaling.requested.is_some() {
+    if !allowed || server.max_replicas == 0 {
         return;
     }
-    let whole =
-        server.usable().count() == expected as usize && server.replicas.len() == expected as usize;
-    if !whole {
+    let in_use = server
+        .replicas
+        .values()
+        .filter(|replica| !replica.models.is_empty());
+    let in_use = u32::try_from(in_use.count()).unwrap_or(u32::MAX);
+    let largest = u32::try_from(server.sets.largest()).unwrap_or(u32::MAX);
+    let least = server.min_replicas.max(1).max(largest);
+    if let Some((replicas, at)) = server.scaling.requested {
+        let packs = replicas + 1 == in_use;
+        if replicas < expected && (replicas < least || (replicas < in_use && !packs)) {
+            server.scaling.requested = None;
+        } else if at + ASK_AGAIN <= now {
+            ask(name, replicas, world);
+        }
+        return;
+    }
+    if expected < 2 || !whole(server, expected) {
         return;
     }
     let rests = |replica: &crate::server::ServerReplica| {
@@ -147,25 +216,18 @@ pub(crate) fn consider_fewer(world: &mut World, name: &Arc<str>) {
         .values()
         .filter(|replica| rests(replica))
         .count();
-    let largest = server.sets.largest();
-    let least = server
-        .min_replicas
-        .max(1)
-        .max(u32::try_from(largest).unwrap_or(u32::MAX));
     let fewer = expected
-        .saturating_sub(u32::try_from(empty).unwrap_or(0))
+        .saturating_sub(u32::try_from(empty).unwrap_or(u32::MAX))
         .max(least);
     if fewer < expected {
-        let reason = format!("{empty} of them hold no model");
-        return ask(name, fewer, &reason, world);
+        return ask(name, fewer, world);
     }
-    if !packing || empty > 0 || server.scaling.credit < 1.0 {
+    if !packing || in_use < expected || server.scaling.credit < 1.0 {
         return;
     }
     server.scaling.credit = 0.0;
     if expected > least && fits_without_last(server) {
-        let reason = format!("no model has more than {largest} replicas: they fit on fewer");
-        ask(name, expected - 1, &reason, world);
+        ask(name, expected - 1, world);
     }
 }
 
@@ -177,4 +239,18 @@ fn fits_without_last(server: &Server) -> bool {
     };
     let free: u64 = replicas.map(|replica| replica.free()).sum();
     last.booked <= free
+}
+
+/// What a model waits for of a server's owner, in words.
+pub(crate) fn growing(entry: &Entry, world: &World) -> Option<String> {
+    let name = entry.needs.as_ref()?;
+    let server = world.servers.get(name)?;
+    let (replicas, _) = server.scaling.requested?;
+    let (needs, expected) = (required_memory(&entry.latest().spec), server.expected?);
+    let why = match entry.target() > expected as usize {
+        true => format!("{} are wanted of the model", entry.target()),
+        false => format!("none has {} free", Size(needs)),
+    };
+    (replicas > expected)
+        .then(|| format!("server {name} to get {replicas} replicas in place of {expected}: {why}"))
 }

@@ -74,10 +74,7 @@ pub(crate) fn connected(
     let world = &mut state.world;
     let replica = replica_of(world, &name, index);
     replica.excess = replica.booked.saturating_sub(replica.capacity);
-    world.note_empty(&crate::AgentKey {
-        server: name.clone(),
-        replica: index,
-    });
+    world.note_empty(&name, index);
     let server = &world.servers[&name];
     if server.expected.is_none() && server.replicas.len() > server.recorded as usize {
         world.record_server(&name);
@@ -164,10 +161,9 @@ fn compare(
     use seldon_proto::agent::model_operation_message::Operation;
     let state = version.replicas[at].state;
     if let Some(model) = found {
-        let stale = scaling::automatic(&model, world) != scaling::automatic(&version.spec, world);
+        let stale = scaling::has_bounds(&model) != scaling::has_bounds(&version.spec);
         if stale && crate::replica_state::is_loaded(state) {
-            let index = version.replicas[at].index;
-            world.send(version, index, Operation::LoadModel);
+            world.tell_watch(version, version.replicas[at].index);
         }
         learn_runtime(
             version,
@@ -273,6 +269,9 @@ fn adopt(state: &mut State, server: &Arc<str>, index: u32, name: &str, number: u
             .as_ref()
             .and_then(|spec| spec.model_runtime_info.clone());
         learn_runtime(&mut entry.versions[at], runtime, world);
+        if !entry.unconfirmed {
+            scaling::take_over(entry, world);
+        }
     } else if let Some(older) = older {
         put(&name, &mut entry.versions[older], index, Loaded, world);
     } else {
@@ -389,10 +388,9 @@ fn used(world: &mut World, report: &ModelEventMessage, usage: ReplicaUsage) {
     let name = shared_name(world, &report.server_name);
     let server = world.servers.get_mut(&name);
     let replica = server.and_then(|server| server.replicas.get_mut(&report.replica_idx));
-    if let Some(replica) = replica
-        && std::mem::replace(&mut replica.usage, usage) != usage
-    {
-        world.touch_server(&name);
+    if let Some(replica) = replica {
+        // No news for subscribers: under load it changes all the time.
+        replica.usage = usage;
     }
 }
 

@@ -1,17 +1,14 @@
 //! What clients ask of models, and what the store remembers of it.
 use std::sync::Arc;
 
-use seldon_proto::{
-    agent::model_operation_message::Operation,
-    scheduler::{KubernetesMeta, Model},
-};
+use seldon_proto::scheduler::{KubernetesMeta, Model};
 
 use crate::{
     Effect, Record, Refusal, State,
     model::{Entry, Version, is_name, logs_payloads, retries, same_artefact},
     reconcile::record,
     replica_state::{is_inactive, is_loaded},
-    scaling::{automatic, follow_spec},
+    scaling::{follow_spec, has_bounds},
     server::Server,
     world::World,
 };
@@ -43,7 +40,8 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
                 let mut entry = Entry::new(name.clone(), Version::new(version, spec), true);
                 // An agent that does not come back for now may have it.
                 (entry.deleted, entry.unconfirmed, entry.born) = (deleted, true, born);
-                entry.scaling.replicas = scaled;
+                let scales = state.world.config.model_autoscaling;
+                entry.scaling.replicas = scaled.filter(|_| scales);
                 state.models.insert(name.clone(), entry);
                 state.world.dirty.insert(name);
             }
@@ -170,6 +168,7 @@ fn revive(entry: &mut Entry, model: Model) {
     // What an Envoy refuses it refuses until it says otherwise: `rejected` stays.
     (entry.deleted, entry.gone_at, entry.unplaced) = (false, None, None);
     entry.scaling = Default::default();
+    entry.short_since = None;
     (entry.authoritative, entry.changed, entry.born) = (true, true, number);
 }
 
@@ -198,24 +197,16 @@ fn update(entry: &mut Entry, mut model: Model, world: &mut World) -> bool {
         world.effects.push(Effect::RouteChanged(entry.name.clone()));
     }
     latest.spec = Arc::new(model);
-    if automatic(&former, world) != automatic(&latest.spec, world) {
-        tell_agents(latest, world);
+    if has_bounds(&former) != has_bounds(&latest.spec) {
+        for replica in &latest.replicas {
+            if is_loaded(replica.state) {
+                world.tell_watch(latest, replica.index);
+            }
+        }
     }
     follow_spec(entry, &former);
     entry.changed = true;
     true
-}
-
-/// Agents learn by an order to load whether they are to watch a model's requests; what is loaded stays so.
-fn tell_agents(version: &Version, world: &mut World) {
-    let replicas = version.replicas.iter();
-    let loaded: Vec<u32> = replicas
-        .filter(|replica| is_loaded(replica.state))
-        .map(|replica| replica.index)
-        .collect();
-    for index in loaded {
-        world.send(version, index, Operation::LoadModel);
-    }
 }
 
 pub(crate) fn unload_model(

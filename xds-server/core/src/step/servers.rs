@@ -28,8 +28,16 @@ pub(crate) fn notified(
         (server.min_replicas, server.max_replicas) = (notice.min_replicas, notice.max_replicas);
         server.shared |= notice.shared;
         server.kubernetes_meta.clone_from(&notice.kubernetes_meta);
-        // Followed, or overruled by whoever owns the replicas.
-        server.scaling.requested = None;
+        server.scaling.answered();
+        let empty: Vec<u32> = server
+            .replicas
+            .iter()
+            .filter(|(_, replica)| replica.models.is_empty())
+            .map(|(index, _)| *index)
+            .collect();
+        for index in empty {
+            state.world.note_empty(&name, index);
+        }
         refresh_surplus(&mut state.world, &name);
         state.world.record_server(&name);
         state.world.sync.expect(&name, notice.expected_replicas);

@@ -71,7 +71,9 @@ pub fn spec(model: &mut Model) -> &mut ModelSpec {
 #[derive(Clone, Debug, Default)]
 pub struct Agent {
     pub stream: Option<StreamId>,
+    /// What may be booked; of that, `memory` is there.
     pub capacity: u64,
+    pub memory: u64,
     pub capabilities: Vec<String>,
     pub models: BTreeMap<(String, u32), Model>,
     pub inbox: VecDeque<ModelOperationMessage>,
@@ -136,6 +138,7 @@ impl Sim {
             agent(server, replica),
             Agent {
                 capacity,
+                memory: capacity,
                 capabilities,
                 ..Agent::default()
             },
@@ -329,9 +332,9 @@ impl Sim {
                 inference_svc: format!("{}-{}", key.server, key.replica),
                 inference_http_port: 9999,
                 inference_grpc_port: 9999,
-                memory_bytes: agent.capacity,
+                memory_bytes: agent.memory,
                 capabilities: agent.capabilities.clone(),
-                over_commit_percentage: 0,
+                over_commit_percentage: u32::from(agent.memory < agent.capacity) * 50,
             }),
             loaded_models: agent
                 .models

@@ -146,8 +146,10 @@ impl AgentService for Agents {
                 trigger = trigger.trigger().as_str_name(),
                 "agent sees a threshold crossed"
             );
+            // Waits for the rules, so that no stream can fill their queue.
             self.writer
-                .happened(Event::ScalingTriggered(Box::new(trigger)));
+                .reported(Event::ScalingTriggered(Box::new(trigger)))
+                .await?;
         }
         Ok(Response::new(ModelScalingTriggerResponse {}))
     }

@@ -8,7 +8,7 @@ use std::{
 
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    WriteTransaction,
+    TableError, WriteTransaction,
 };
 use seldon_core::Record;
 
@@ -121,38 +121,57 @@ fn create_for_owner(file: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Brings a file to this format, if it is new or of an older one.
+/// Brings a file to this format, if it is new or of an older one. One of this format is not written to.
 fn prepare(file: &Path, database: &Database) -> Result<(), StoreError> {
+    let found = format_of(database)?;
+    match found {
+        Some(FORMAT) => return Ok(()),
+        Some(WITHOUT_SUMS) | None => {}
+        Some(found) => {
+            return Err(StoreError::Format {
+                path: file.display().to_string(),
+                found,
+                known: FORMAT,
+            });
+        }
+    }
     let transaction = database.begin_write().map_err(trouble)?;
     {
-        let mut about = transaction.open_table(ABOUT).map_err(trouble)?;
-        let found = about.get(FORMAT_KEY).map_err(trouble)?.map(|v| v.value());
-        let records = match found {
-            Some(FORMAT) => None,
-            Some(WITHOUT_SUMS) => {
-                let mut copy = file.as_os_str().to_owned();
-                copy.push(format!(".format-{WITHOUT_SUMS}"));
-                rescue::keep(file, Path::new(&copy)).map_err(failed)?;
-                Some(seal_all(&transaction)?)
-            }
-            Some(found) => {
-                return Err(StoreError::Format {
-                    path: file.display().to_string(),
-                    found,
-                    known: FORMAT,
-                });
-            }
-            None => Some(0),
-        };
-        if let Some(records) = records {
-            about.insert(FORMAT_KEY, FORMAT).map_err(trouble)?;
-            about.insert(RECORDS_KEY, records).map_err(trouble)?;
+        let mut records = 0;
+        if found.is_some() {
+            let mut copy = file.as_os_str().to_owned();
+            copy.push(format!(".format-{WITHOUT_SUMS}"));
+            rescue::keep(file, Path::new(&copy)).map_err(failed)?;
+            records = seal_all(&transaction)?;
         }
+        let mut about = transaction.open_table(ABOUT).map_err(trouble)?;
+        about.insert(FORMAT_KEY, FORMAT).map_err(trouble)?;
+        about.insert(RECORDS_KEY, records).map_err(trouble)?;
         for kind in Kind::ALL {
             transaction.open_table(kind.table()).map_err(trouble)?;
         }
     }
     transaction.commit().map_err(trouble)
+}
+
+/// None for a file in which nothing is yet.
+fn format_of(database: &Database) -> Result<Option<u64>, StoreError> {
+    let transaction = database.begin_read().map_err(trouble)?;
+    let about = match transaction.open_table(ABOUT) {
+        Err(TableError::TableDoesNotExist(_)) => {
+            let mut tables = transaction.list_tables().map_err(trouble)?;
+            return match tables.next() {
+                None => Ok(None),
+                Some(_) => Err(unsound("it does not say of what format it is")),
+            };
+        }
+        about => about.map_err(trouble)?,
+    };
+    let format = about.get(FORMAT_KEY).map_err(trouble)?;
+    match format {
+        Some(format) => Ok(Some(format.value())),
+        None => Err(unsound("it does not say of what format it is")),
+    }
 }
 
 /// Gives every record a check sum; how many there are.

@@ -11,6 +11,8 @@ use super::StoreError;
 
 /// Bytes of a file that are in memory at a time.
 const PIECE: usize = 1 << 20;
+/// Copies of damaged files that are kept; whoever mends it takes them away.
+const COPIES: usize = 3;
 
 /// Runs what reads a store. A damaged file may make the database panic; that is an error like others.
 pub(super) fn guarded<T>(
@@ -40,14 +42,33 @@ fn damaged(file: &Path, cause: String) -> StoreError {
     }
 }
 
-/// Copies a file beside itself. The name is of the content: a process that is started again and again makes one copy.
+/// Copies a file beside itself. The name is of the content, and there are `COPIES` at most: a process that is started again
+/// and again does not fill the disk.
 fn copy_of(file: &Path) -> io::Result<PathBuf> {
-    let mut name = file.as_os_str().to_owned();
-    name.push(format!(".damaged-{:016x}", fingerprint(file)?));
+    let mut start = file.as_os_str().to_owned();
+    start.push(".damaged-");
+    let mut name = start.clone();
+    name.push(format!("{:016x}", fingerprint(file)?));
     let copy = PathBuf::from(name);
-    if !copy.exists() {
-        keep(file, &copy)?;
+    if copy.exists() {
+        return Ok(copy);
     }
+    let mut copies = Vec::new();
+    for entry in fs::read_dir(file.parent().unwrap_or(Path::new(".")))? {
+        let path = entry?.path();
+        let is_copy = path
+            .as_os_str()
+            .as_encoded_bytes()
+            .starts_with(start.as_encoded_bytes());
+        copies.extend(is_copy.then_some(path));
+    }
+    copies.sort();
+    if copies.len() >= COPIES
+        && let Some(known) = copies.into_iter().next()
+    {
+        return Ok(known);
+    }
+    keep(file, &copy)?;
     Ok(copy)
 }
 

@@ -1,0 +1,164 @@
+//! Memory for models that come, taken from those that were used least recently.
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Registry;
+use super::entry::{Entry, State};
+use super::room::Leaving;
+use crate::server::ServerError;
+
+/// How long one model may keep others waiting that came later: what it waits for may take long, and less may do for them.
+const FIRST_IN_LINE: Duration = Duration::from_secs(2);
+
+/// How often the models in use are looked at anew while nothing can be evicted.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The longest time without a look, whatever is told or not.
+const LOOK_ANYWAY: Duration = Duration::from_millis(200);
+
+/// How long an eviction is counted upon, before others are begun in its place.
+const COUNTED_UPON: Duration = Duration::from_secs(10);
+
+/// Whether a model has left the inference server's memory.
+enum Left {
+    Yes,
+    No(ServerError),
+    Unknown(ServerError),
+}
+
+/// Memory was neither freed nor given for too long.
+pub(super) struct NoRoom;
+
+impl Registry {
+    /// Gives a model its memory, evicting others where needed. Gives up when nothing moves for as long as `patience`.
+    pub(super) async fn make_room(
+        &self,
+        entry: &Arc<Entry>,
+        patience: Duration,
+    ) -> Result<(), NoRoom> {
+        tokio::select! {
+            biased;
+            () = self.queue_for_room(Some(entry)) => Ok(()),
+            () = self.0.room.stalled(patience) => Err(NoRoom),
+        }
+    }
+
+    /// Evicts what is too much in memory: a server may be found with more in it than an agent with new settings allows.
+    pub(super) fn trim(&self) {
+        if self.0.room.trimming.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let registry = self.clone();
+        tokio::spawn(async move {
+            registry.queue_for_room(None).await;
+            registry.0.room.trimming.store(false, Ordering::SeqCst);
+            if !registry.0.room.is_within() {
+                registry.trim();
+            }
+        });
+    }
+
+    /// Gives a model its memory when it is its turn and there is as much. Without a model: evicts what is too much.
+    pub(super) async fn queue_for_room(&self, entry: Option<&Arc<Entry>>) {
+        loop {
+            let _first_in_line = self.0.room.door.lock().await;
+            if tokio::time::timeout(FIRST_IN_LINE, self.take_room(entry))
+                .await
+                .is_ok()
+            {
+                return;
+            }
+        }
+    }
+
+    async fn take_room(&self, entry: Option<&Arc<Entry>>) {
+        let room = &self.0.room;
+        let listener = room.bell.listen();
+        loop {
+            // Listened to first: whoever ends a request after it was found in use rings.
+            let mut rung = std::pin::pin!(listener.rung());
+            rung.as_mut().enable();
+            let given = entry.map_or_else(|| room.is_within(), |entry| room.hold(entry));
+            if given {
+                return;
+            }
+            let chosen = room.choose(entry.map(|entry| &**entry));
+            let none = chosen.is_empty();
+            for (victim, leaving) in chosen {
+                tokio::spawn(self.clone().evict(victim, leaving));
+            }
+            let _ = tokio::time::timeout(LOOK_ANYWAY, rung).await;
+            if none {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+
+    /// Takes an idle model out of memory; its files stay.
+    async fn evict(self, victim: Arc<Entry>, leaving: Leaving) {
+        let Ok(_turn) = victim.turn.try_lock() else {
+            return self.0.room.put_back(&victim);
+        };
+        let former = victim.state();
+        let next = match former {
+            State::Loaded => State::Evicted,
+            State::Releasing => State::Released,
+            _ => return,
+        };
+        // First the state, then the count: a request that is not counted yet finds the new state.
+        if !self.shift(&victim, former, next) {
+            return;
+        }
+        if victim.is_answering() {
+            self.shift(&victim, next, former);
+            return;
+        }
+        let mut unload = std::pin::pin!(self.unload_victim(&victim));
+        let mut leaving = Some(leaving);
+        let left = match tokio::time::timeout(COUNTED_UPON, &mut unload).await {
+            Ok(left) => left,
+            Err(_) => {
+                leaving = None;
+                unload.await
+            }
+        };
+        self.conclude(&victim, (former, next), left);
+        drop(leaving);
+    }
+
+    fn conclude(&self, victim: &Arc<Entry>, (former, next): (State, State), left: Left) {
+        match left {
+            Left::Yes => {
+                victim.absent.store(true, Ordering::SeqCst);
+                self.0.room.free(victim);
+                self.0.metrics.gauges().count_eviction();
+                tracing::debug!(model = victim.internal, "evicted");
+            }
+            Left::No(error) => {
+                tracing::warn!(model = victim.internal, %error, "a model could not be evicted: others are tried");
+                self.shift(victim, next, former);
+                self.0.room.put_back(victim);
+            }
+            Left::Unknown(error) => {
+                tracing::warn!(model = victim.internal, %error, "a model may be left in memory: its memory is not used for others");
+            }
+        }
+    }
+
+    async fn unload_victim(&self, victim: &Entry) -> Left {
+        let error = match self.0.server.unload(&victim.internal).await {
+            // A server that ended holds nothing; should it live, what it holds is compared when it is found again.
+            Ok(()) | Err(ServerError::Unreachable) => return Left::Yes,
+            Err(error) => error,
+        };
+        // What requests of it will meet.
+        let Ok(index) = self.0.server.index().await else {
+            return Left::Unknown(error);
+        };
+        let held = index
+            .iter()
+            .any(|model| model.name == victim.internal && model.is_resident());
+        if held { Left::No(error) } else { Left::Yes }
+    }
+}

@@ -1,0 +1,1 @@
+no weights: only shows which backend Triton asks for
