@@ -70,11 +70,14 @@ pub async fn run_on(
         () = shared.stop.cancelled() => {}
         () = Arc::clone(&gateway).run(orders) => {}
         () = control::follow(channel.clone(), &name, order, connected) => {}
-        () = control::tell(channel, Arc::clone(&name), acks) => {}
+        () = control::tell(channel.clone(), Arc::clone(&name), acks) => {}
         () = gateway.watch() => {}
         served = async { serve.await } => served.context("probes cannot be served")?,
     }
     gateway.stop(STOP).await;
+    if stop.is_cancelled() {
+        control::leave(channel, &name).await;
+    }
     shared.stop.cancel();
     shared.tasks.close();
     if timeout(Duration::from_secs(2), shared.tasks.wait())

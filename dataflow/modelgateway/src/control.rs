@@ -15,6 +15,8 @@ use tonic::transport::Channel;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Time to say good-bye.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// What the scheduler wants of one model.
 #[derive(Clone, Debug)]
@@ -103,6 +105,24 @@ pub(crate) async fn follow(
         }
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Tells the scheduler that this gateway has given up all models and ends: others read them at once.
+pub(crate) async fn leave(channel: Channel, name: &str) {
+    let left = ModelUpdateStatusMessage {
+        success: true,
+        reason: "the model gateway leaves".to_owned(),
+        update: Some(ModelUpdateMessage {
+            op: Done::Delete.into(),
+            stream: name.to_owned(),
+            ..Default::default()
+        }),
+    };
+    let mut client = SchedulerClient::new(channel);
+    let told = tokio::time::timeout(LEAVING, client.model_status_event(left)).await;
+    if !matches!(told, Ok(Ok(_))) {
+        tracing::warn!("the scheduler does not know that this gateway leaves: it will wait for it");
     }
 }
 

@@ -176,7 +176,7 @@ pub(crate) fn reported(state: &mut State, worker: Worker, report: &PipelineUpdat
     };
     let leaves = update.op() == PipelineOperation::Rebalance && update.pipeline.is_empty();
     if worker == Worker::Engine && leaves {
-        return left(state, &update.stream.as_str().into());
+        return left(state, worker, &update.stream.as_str().into());
     }
     let Some(entry) = state.pipelines.entries.get_mut(update.pipeline.as_str()) else {
         return;
@@ -215,20 +215,25 @@ pub(crate) fn reported(state: &mut State, worker: Worker, report: &PipelineUpdat
     state.pipelines.touch(&name);
 }
 
-/// An engine has given up all it had, and ends: others take over at once.
-fn left(state: &mut State, name: &Arc<str>) {
-    let Some(member) = state.fleets.engines.members.get_mut(name) else {
+/// An engine or a model gateway has given up all it had, and ends: others take over at once.
+fn left(state: &mut State, worker: Worker, name: &Arc<str>) {
+    let Some(member) = state.fleets.of_mut(worker).members.get_mut(name) else {
         return;
     };
     member.left = true;
-    for object in &member.objects {
-        if let Some(entry) = state.pipelines.entries.get_mut(object) {
+    let objects: Vec<Arc<str>> = member.objects.iter().cloned().collect();
+    for object in objects {
+        if worker == Worker::ModelGateway {
+            if let Some(reader) = state.pipelines.readers.get_mut(&object) {
+                reader.tasks.0.remove(name);
+            }
+        } else if let Some(entry) = state.pipelines.entries.get_mut(&object) {
             for version in entry.all_versions_mut() {
                 version.engines.0.remove(name);
             }
         }
     }
-    touch_all(state, Worker::Engine);
+    touch_all(state, worker);
 }
 
 /// A model gateway says how an order ended.
@@ -236,6 +241,9 @@ pub(crate) fn model_reported(state: &mut State, report: &ModelUpdateStatusMessag
     let Some(update) = &report.update else {
         return;
     };
+    if update.op() == ModelOperation::Delete && update.model.is_empty() {
+        return left(state, Worker::ModelGateway, &update.stream.as_str().into());
+    }
     let Some(reader) = state.pipelines.readers.get_mut(&update.model) else {
         return;
     };

@@ -6,8 +6,14 @@ use seldon_core::{
     Worker::{Engine, ModelGateway, PipelineGateway},
 };
 
-use seldon_proto::chainer::{
-    PipelineUpdateMessage, PipelineUpdateStatusMessage, pipeline_update_message::PipelineOperation,
+use seldon_proto::{
+    chainer::{
+        PipelineUpdateMessage, PipelineUpdateStatusMessage,
+        pipeline_update_message::PipelineOperation,
+    },
+    scheduler::{
+        ModelUpdateMessage, ModelUpdateStatusMessage, model_update_message::ModelOperation,
+    },
 };
 
 use crate::bench::{Bench, chain, ordinal};
@@ -105,6 +111,44 @@ fn an_engine_that_leaves_is_replaced_at_once() {
 }
 
 #[test]
+fn a_model_gateway_that_leaves_is_replaced_at_once() {
+    let mut bench = Bench::whole();
+    bench.connect(ModelGateway, "mg-1");
+    for number in 0..8 {
+        bench.load(chain(&format!("p{number}"))).unwrap();
+    }
+    bench.settle();
+    let leaver = (ModelGateway, Arc::from("mg-1"));
+    let moving = bench.workers[&leaver].has.len();
+    assert!(moving > 0);
+    let others = |bench: &Bench| -> usize {
+        let gateways = bench.workers.iter();
+        let others = gateways.filter(|(key, _)| key.0 == ModelGateway && **key != leaver);
+        others.map(|(_, hand)| hand.inbox.len()).sum()
+    };
+    assert_eq!(others(&bench), 0);
+    let report = Box::new(ModelUpdateStatusMessage {
+        update: Some(ModelUpdateMessage {
+            op: ModelOperation::Delete.into(),
+            stream: "mg-1".into(),
+            ..Default::default()
+        }),
+        success: true,
+        reason: String::new(),
+    });
+    bench.step(Event::ModelReported(report)).unwrap();
+    assert_eq!(others(&bench), moving);
+    assert!(bench.workers[&leaver].inbox.is_empty());
+    bench.workers.get_mut(&leaver).unwrap().has.clear();
+    bench.disconnect(ModelGateway, "mg-1");
+    bench.settle();
+    // It comes back as if it had never been there.
+    bench.connect(ModelGateway, "mg-1");
+    bench.settle();
+    assert_eq!(bench.workers[&leaver].has.len(), moving);
+}
+
+#[test]
 fn gateways_share_pipelines_and_leave_routes_before_they_let_go() {
     let mut bench = Bench::whole();
     bench.load(chain("p")).unwrap();
@@ -166,7 +210,7 @@ fn workers_beyond_the_most_own_nothing() {
     }
     bench.settle();
     assert!((0..8).all(|number| bench.route(&format!("p{number}")) == [0].into()));
-    assert!((0..8).all(|number| bench.reading(&format!("m{number}")) == ["mg-0"]));
+    assert!((0..8).all(|number| bench.reading(&format!("m{number}")) == ["mg-1"]));
     // Times the multiplier.
     bench.step(Event::Shards(2)).unwrap();
     bench.settle();
