@@ -34,6 +34,10 @@ pub struct Entry {
     /// version that it had entered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub enters: Vec<(i64, u32)>,
+    /// In one of a pipeline's places: what is in flight in each version, until when, and the requests' digests. Absent in
+    /// all: an engine before this wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<Vec<(u32, i64, Vec<u32>)>>,
 }
 
 /// Where a progress is of: pipeline, topic, partition.
@@ -199,6 +203,7 @@ mod tests {
             epoch,
             released: false,
             enters: Vec::new(),
+            runs: None,
         };
         let written = outgoing(&"progress".into(), &place, Some(&entry));
         Record {

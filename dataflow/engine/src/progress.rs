@@ -105,6 +105,22 @@ impl<T> Cursor<T> {
         self.floor
     }
 
+    /// Up to where something was taken, by it or an owner before.
+    pub fn reached(&self) -> i64 {
+        let restored = self.restored.as_ref();
+        restored.map_or(self.floor, |restored| restored.until.max(self.floor))
+    }
+
+    /// Whether something that an owner before held was not read again, up to a position.
+    pub fn is_behind(&self, position: i64) -> bool {
+        let from = position.max(self.floor);
+        let of = |restored: &Restored| match &restored.held {
+            Some(held) => held.range(from..).next().is_some(),
+            None => from < restored.until,
+        };
+        self.restored.as_ref().is_some_and(of)
+    }
+
     /// Whether it wants nothing for now.
     pub fn is_suspended(&self) -> bool {
         self.suspended

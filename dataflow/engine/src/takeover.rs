@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::future::try_join_all;
-use seldon_flow::{Flow, Limits};
+use seldon_flow::{Flow, InFlight, Limits};
 use seldon_proto::chainer::PipelineUpdateMessage;
 
 use crate::context::Context;
@@ -77,6 +77,8 @@ pub struct Claimed {
     pub starts: Vec<(At, Entry)>,
     /// Another owner was there before: what it began may be in flight.
     pub inherited: bool,
+    /// What that is, where it said so.
+    pub in_flight: Option<Vec<InFlight>>,
     /// It has not let go: if it lives it may go on for a moment.
     pub unsure: bool,
 }
@@ -134,10 +136,22 @@ pub async fn claim(
         }
     }
     Ok(Claimed {
-        inherited: of_others().next().is_some(),
+        inherited: mine.is_empty() && of_others().next().is_some(),
+        in_flight: of_others().find_map(|former| {
+            let runs = former.runs.as_ref()?.iter().cloned();
+            Some(runs.map(in_flight).collect())
+        }),
         unsure,
         starts,
     })
+}
+
+fn in_flight((version, until_ms, requests): (u32, i64, Vec<u32>)) -> InFlight {
+    InFlight {
+        version,
+        until_ms,
+        requests,
+    }
 }
 
 /// Up to where things may be handled again, when the end was looked at again. Pure.
@@ -227,6 +241,7 @@ async fn starts(
             enters: former
                 .filter(|former| former.at.offset <= end)
                 .map_or_else(Vec::new, |former| former.enters.clone()),
+            runs: former.and_then(|former| former.runs.clone()),
         };
         starts.push((at.clone(), entry));
     }
@@ -286,6 +301,7 @@ mod tests {
             epoch: 1,
             released,
             enters: Vec::new(),
+            runs: None,
         }
     }
 

@@ -194,27 +194,21 @@ async fn two_versions_are_handed_over_at_once() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pipeline_that_is_removed_does_not_wait_for_sides_that_may_never_come() {
-    let world = World::new().await;
-    world.models(&["one"]).await;
-    let _engine = world.engine("e", &[]);
-    // `three` is never answered, and a join waits for a minute.
-    let mut create = world.chain("p", 1, &["one"]);
-    let three = &world.chain("p", 1, &["three"]).updates[..2];
-    create.updates[1].sources.extend(three[1].sources.clone());
-    create.updates.push(three[0].clone());
+/// A pipeline of which one side of a join never comes is told to end; its callers are told within seconds.
+async fn removed(
+    world: &World,
+    create: PipelineUpdateMessage,
+    to: &str,
+    read: &str,
+    more: &[&str],
+) {
+    let _engine = world.engine("e", more);
     world.scheduler.carry_out("e", create).await;
-    world.send("p", 0..5).await;
-    world
-        .reader(&world.names.model_outputs("one"))
-        .until(5)
-        .await;
+    world.send(to, 0..5).await;
+    world.reader(read).until(5).await;
     let start = Instant::now();
-    world
-        .scheduler
-        .carry_out("e", world.delete("p", 1, false))
-        .await;
+    let end = world.delete("p", 1, false);
+    world.scheduler.carry_out("e", end).await;
     let took = start.elapsed();
     assert!(took < Duration::from_secs(10), "{took:?}");
     let mut answers = world.reader(&world.names.pipeline_outputs("p"));
@@ -227,4 +221,112 @@ async fn a_pipeline_that_is_removed_does_not_wait_for_sides_that_may_never_come(
         assert!(text.contains("is being removed"), "{text}");
     }
     println!("removed in {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_that_is_removed_does_not_wait_for_sides_that_may_never_come() {
+    for more in [&[][..], &EXACT] {
+        let world = World::new().await;
+        world.models(&["one"]).await;
+        // `three` is never answered, and a join waits for a minute.
+        let mut create = world.chain("p", 1, &["one"]);
+        let three = &world.chain("p", 1, &["three"]).updates[..2];
+        create.updates[1].sources.extend(three[1].sources.clone());
+        create.updates.push(three[0].clone());
+        let read = world.names.model_outputs("one");
+        removed(&world, create, "p", &read, more).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_pipelines_feed_tells_of_the_sides_that_have_come() {
+    for more in [&[][..], &EXACT] {
+        let world = World::new().await;
+        // Of `q` and `r` only one has inputs.
+        let mut create = world.chain("p", 1, &["one"]);
+        let mut leads = world.chain("q", 1, &[]).updates.remove(0);
+        let other = world.chain("r", 1, &[]).updates.remove(0);
+        leads.sources.extend(other.sources);
+        leads
+            .sink
+            .clone_from(&Some(create.updates[0].sources[0].clone()));
+        create.updates.push(leads);
+        let read = world.names.pipeline_inputs("q");
+        removed(&world, create, "q", &read, more).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_in_flight_is_not_waited_for_after_a_take_over() {
+    for more in [&[][..], &EXACT] {
+        let world = World::new().await;
+        world.models(&["one"]).await;
+        let (old, new) = (world.chain("p", 1, &["one"]), world.chain("p", 2, &["one"]));
+        let first = world.engine("first", more);
+        world.scheduler.carry_out("first", old.clone()).await;
+        let mut answers = world.reader(&world.names.pipeline_outputs("p"));
+        world.send("p", 0..20).await;
+        answers.until(20).await;
+        first.kill();
+        let _second = world.engine("second", more);
+        let start = Instant::now();
+        let end = take_up(&world, "second", &old, &new).await;
+        assert!(world.scheduler.acked(end).await.success);
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        println!("taken up and ended in {took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_flight_at_a_take_over_is_waited_for_and_no_longer() {
+    for more in [&[][..], &EXACT] {
+        let world = World::new().await;
+        let (old, new) = (world.chain("p", 1, &["old"]), world.chain("p", 2, &["new"]));
+        let first = world.engine("first", more);
+        ending(&world, &old, &new, ["old", "new"]).await;
+        first.kill();
+        let _second = world.engine("second", more);
+        let end = take_up(&world, "second", &old, &new).await;
+        let mut answers = world.reader(&world.names.pipeline_outputs("p"));
+        answers.some(2 * QUIET).await;
+        assert!(answers.seen.is_empty() && !world.scheduler.has_succeeded(end));
+        let start = Instant::now();
+        world.models(&["old", "new"]).await;
+        answers.until(20).await;
+        assert_eq!(by_version(&answers), [10, 10]);
+        assert!(world.scheduler.acked(end).await.success);
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_ended_does_not_come_back_with_an_older_order() {
+    let world = World::new().await;
+    // No topic can have such a name: the order is tried again and again.
+    let long = "x".repeat(250);
+    let (old, new) = (
+        world.chain("p", 1, &["old"]),
+        world.chain("p", 2, &["new", &long]),
+    );
+    let _engine = world.engine("e", &[]);
+    let create = world.scheduler.tell("e", with(&new, &old)).await;
+    assert!(!world.scheduler.acked(create).await.success);
+    let end = world.delete("p", 1, false);
+    world.scheduler.carry_out("e", end).await;
+    let topics = ["old", "new"].map(|model| world.names.model_inputs(model));
+    let there = async |topic: &str| world.admin.partitions(topic).await.unwrap().is_some();
+    world.admin.delete(&topics).await.unwrap();
+    let deadline = Instant::now() + world::LIMIT;
+    while there(&topics[0]).await {
+        assert!(Instant::now() < deadline, "the topic is not deleted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The next try makes what it needs.
+    while !there(&topics[1]).await {
+        assert!(Instant::now() < deadline, "it is not tried again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!there(&topics[0]).await);
 }

@@ -95,6 +95,15 @@ impl Flow {
         }
     }
 
+    /// Under which identity a failure is told; `foreign`: what failed is another pipeline's.
+    pub(crate) fn failing(&self, identity: &Identity, foreign: bool) -> Identity {
+        if foreign {
+            Identity::derived(&[identity.as_str().as_bytes(), self.pipeline.as_bytes()])
+        } else {
+            identity.clone()
+        }
+    }
+
     /// Writes an error record; it comes back to [`Flow::forward`]. `foreign`: what failed is another pipeline's.
     pub(crate) fn fail(
         &mut self,
@@ -107,9 +116,8 @@ impl Flow {
         self.counts.errors += 1;
         let mut headers = failure.headers;
         let mut visits = Visits::of(&headers);
-        let mut identity = failure.identity;
+        let identity = self.failing(&failure.identity, foreign);
         if foreign {
-            identity = Identity::derived(&[identity.as_str().as_bytes(), self.pipeline.as_bytes()]);
             visits = Visits::default();
             headers.remove(header::DEADLINE);
         }

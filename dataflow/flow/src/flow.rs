@@ -5,7 +5,7 @@ use std::{
 };
 
 use seldon_proto::chainer::PipelineUpdateMessage;
-use seldon_records::{Headers, Identity, Names, Topic, header};
+use seldon_records::{Identity, Names, Record, Topic, header};
 
 use crate::{
     BadPipeline, Counts, Emit, Input, Limits,
@@ -19,11 +19,6 @@ use crate::{
     timers::Timers,
     waits::Place,
 };
-
-/// How long a request without a time limit may take: as long as the model gateway gives a model.
-const RUN_MS: i64 = 120_000;
-/// Records beside the output are this much later than the answer at most, as far as an update waits for them.
-const BESIDE_MS: i64 = 10_000;
 
 /// One pipeline, all its live versions.
 ///
@@ -82,7 +77,9 @@ impl Flow {
         }
         let graph = Graph::compile(update, &self.names)?;
         match self.versions.get_mut(&update.version) {
-            Some(live) if *live.graph == graph => live.is_retired = false,
+            Some(live) if *live.graph == graph => {
+                (live.is_retired, live.is_removed) = (false, false);
+            }
             Some(live) if !live.is_empty() => {
                 return Err(bad(
                     "it is live with other steps and holds records: delete it first".to_owned(),
@@ -99,6 +96,13 @@ impl Flow {
     pub fn retire(&mut self, version: u32) {
         if let Some(live) = self.versions.get_mut(&version) {
             live.is_retired = true;
+        }
+    }
+
+    /// A version has ended: what names it to enter it hears that it is gone. Records of steps that come late still go on.
+    pub fn remove(&mut self, version: u32) {
+        if let Some(live) = self.versions.get_mut(&version) {
+            (live.is_retired, live.is_removed) = (true, true);
         }
     }
 
@@ -137,7 +141,7 @@ impl Flow {
         self.expire(now_ms, &mut out);
         self.counts.handled += 1;
         self.take(&input, enters, places, now_ms, &mut out);
-        while self.held.check(&self.limits) && self.give_up_oldest(&mut out) {}
+        while self.held.check(&self.limits) && self.give_up_oldest(now_ms, &mut out) {}
         self.counts.emitted += out.len() as u64;
         out
     }
@@ -149,19 +153,6 @@ impl Flow {
         self.held.check(&self.limits);
         self.counts.emitted += out.len() as u64;
         out
-    }
-
-    /// Another process had the pipeline: requests that it began are in flight and not known here. Until then no version
-    /// is idle, and what shows that a request is under way keeps its version from being so.
-    pub fn inherit(&mut self, until_ms: i64) {
-        let whoever = Identity::derived(&[]);
-        for (version, live) in &mut self.versions {
-            let due = self.runs.add(until_ms, (*version, whoever.clone()));
-            if let Some(former) = live.runs.insert(whoever.clone(), due) {
-                self.runs.remove(former);
-            }
-            live.inherited_until = until_ms;
-        }
     }
 
     /// How many records are remembered.
@@ -240,7 +231,7 @@ impl Flow {
             || topic
                 .as_ref()
                 .is_some_and(|topic| *topic == Topic::PipelineInputs(pipeline.to_owned()));
-        let version = match self.version_for(&record.headers, is_own, is_entry, enters) {
+        let version = match self.version_for(record, (is_own, is_entry), enters, now_ms) {
             Ok(version) => version,
             Err(said) => return self.refuse(input, said, topic.as_ref(), is_own, out),
         };
@@ -324,73 +315,37 @@ impl Flow {
     /// Else its producer named it, who has no say in it.
     fn version_for(
         &self,
-        headers: &Headers,
-        is_own: bool,
-        is_entry: bool,
+        record: &Record,
+        (is_own, is_entry): (bool, bool),
         enters: Option<u32>,
+        now_ms: i64,
     ) -> Result<u32, Option<u32>> {
-        let named = headers.text(header::PIPELINE_VERSION).filter(|_| is_own);
+        let named = record
+            .headers
+            .text(header::PIPELINE_VERSION)
+            .filter(|_| is_own);
         let named: Option<u32> = named.and_then(|version| version.parse().ok());
         let mut versions = self.versions.iter().rev();
         let newest = versions
             .find(|(_, live)| !live.is_retired)
             .map(|(version, _)| *version);
         let leads_in = |live: &Live| live.graph.steps.iter().any(|step| step.kind == Sink::Entry);
-        match named.map(|version| (version, self.versions.get(&version))) {
-            Some((version, Some(live))) if !is_entry || leads_in(live) => Ok(version),
+        // One that ends takes only what its own step led in.
+        let takes = |version: u32, live: &Live| {
+            !live.is_retired || self.runs_in(version, &Identity::of(record), now_ms)
+        };
+        let gone = |live: &&Live| !(is_entry && live.is_removed);
+        let live = |version: &u32| self.versions.get(version).filter(gone);
+        match named.map(|version| (version, live(&version))) {
+            Some((version, Some(_))) if !is_entry => Ok(version),
+            Some((version, Some(live))) if leads_in(live) && takes(version, live) => Ok(version),
             Some((version, None)) if !is_entry || self.versions.values().any(leads_in) => {
                 Err(Some(version))
             }
             _ => {
-                let enters = enters.filter(|version| self.versions.contains_key(version));
+                let enters = enters.filter(|version| live(version).is_some());
                 enters.or(newest).ok_or(None)
             }
-        }
-    }
-
-    /// A request enters a version.
-    fn begin(&mut self, version: u32, arrival: &Arrival, now_ms: i64) {
-        let Some(live) = self.versions.get_mut(&version) else {
-            return;
-        };
-        if live.runs.contains_key(&arrival.identity) {
-            return;
-        }
-        let limit = arrival
-            .headers
-            .text(header::DEADLINE)
-            .and_then(|text| text.parse().ok());
-        let until = limit.unwrap_or(now_ms.saturating_add(RUN_MS));
-        let due = self.runs.add(until, (version, arrival.identity.clone()));
-        live.runs.insert(arrival.identity.clone(), due);
-        let most = self.limits.remembered;
-        if live.runs.len() > most
-            && let Some((version, oldest)) = self.runs.pop_where(|(of, _)| *of == version)
-            && let Some(live) = self.versions.get_mut(&version)
-        {
-            live.runs.remove(&oldest);
-        }
-    }
-
-    /// A request was answered.
-    pub(crate) fn end(&mut self, version: u32, identity: &Identity, now_ms: i64) {
-        let Some(live) = self.versions.get_mut(&version) else {
-            return;
-        };
-        let Some(due) = live.runs.remove(identity) else {
-            return;
-        };
-        self.runs.remove(due);
-        let more_outputs = |graph: &Graph| {
-            graph
-                .steps
-                .iter()
-                .any(|step| step.kind == Sink::Output && step.is_any())
-        };
-        if live.graph.side_steps || more_outputs(&live.graph) {
-            let until = due.0.min(now_ms.saturating_add(BESIDE_MS));
-            let due = self.runs.add(until, (version, identity.clone()));
-            live.runs.insert(identity.clone(), due);
         }
     }
 
@@ -402,11 +357,7 @@ impl Flow {
                 Window::Batch(version, step) => self.flush((version, step), out),
             }
         }
-        while let Some((version, identity)) = self.runs.pop(now_ms) {
-            if let Some(live) = self.versions.get_mut(&version) {
-                live.runs.remove(&identity);
-            }
-        }
+        self.expire_runs(now_ms);
         if self.versions.values().any(|live| live.is_retired) {
             self.versions
                 .retain(|_, live| !(live.is_gone(now_ms) && live.is_empty()));

@@ -106,6 +106,8 @@ pub struct Graph {
     pub answers: Option<Arc<str>>,
     /// Some steps do not lead to the output: their records come after the answer.
     pub side_steps: bool,
+    /// Which of the steps these are, if there is an output.
+    pub beside: Vec<bool>,
 }
 
 impl Graph {
@@ -155,7 +157,11 @@ impl Graph {
                     .push((index, port));
             }
         }
-        let side_steps = has_side_steps(&steps);
+        let mut beside = side_steps(&steps);
+        let side_steps = beside.contains(&true);
+        if !steps.iter().any(|step| step.kind == Sink::Output) {
+            beside.fill(false);
+        }
         Ok(Self {
             version: update.version,
             steps,
@@ -164,6 +170,7 @@ impl Graph {
             max_revisits: update.max_step_revisits,
             answers,
             side_steps,
+            beside,
         })
     }
 
@@ -286,8 +293,8 @@ fn batch(part: &PipelineStepUpdate) -> Option<Batch> {
     })
 }
 
-/// Whether some model's answers do not lead to the pipeline's output.
-fn has_side_steps(steps: &[Step]) -> bool {
+/// For each step whether it is a model whose answers do not lead to the pipeline's output.
+fn side_steps(steps: &[Step]) -> Vec<bool> {
     let by_name: BTreeMap<&str, usize> = steps
         .iter()
         .enumerate()
@@ -307,5 +314,6 @@ fn has_side_steps(steps: &[Step]) -> bool {
     steps
         .iter()
         .enumerate()
-        .any(|(index, step)| step.kind == Sink::Model && !reached.contains(&index))
+        .map(|(index, step)| step.kind == Sink::Model && !reached.contains(&index))
+        .collect()
 }

@@ -18,6 +18,7 @@ mod members;
 mod remembered;
 mod rounds;
 mod rows;
+mod runs;
 mod steps;
 mod tensors;
 mod timers;
@@ -26,5 +27,6 @@ mod waits;
 mod write;
 
 pub use flow::Flow;
+pub use runs::InFlight;
 pub use types::{BadPipeline, Counts, Emit, Input, Limits};
 pub use waits::{At, Place};

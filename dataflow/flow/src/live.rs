@@ -1,5 +1,8 @@
 //! A version that is live, with all that waits in it.
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use seldon_records::Identity;
 
@@ -12,13 +15,17 @@ const LATE_MS: i64 = 60_000;
 pub struct Live {
     pub graph: Arc<Graph>,
     pub is_retired: bool,
+    /// Its order to end was carried out.
+    pub is_removed: bool,
     pub last_ms: i64,
     pub joins: Vec<Joins>,
     pub batches: Vec<Option<Open>>,
     /// Requests that entered and were not answered yet, with the time when nobody waits for them any more.
     pub runs: HashMap<Identity, Due>,
-    /// Until then requests may be in flight that another process began.
+    /// Until then requests may be in flight that another process began, nobody knows which.
     pub inherited_until: i64,
+    /// Of those known, the ones that have shown no sign yet.
+    pub inherited: HashSet<u32>,
     /// Records held in joins and batches.
     pub waiting: usize,
 }
@@ -29,11 +36,13 @@ impl Live {
         Self {
             graph: Arc::new(graph),
             is_retired: false,
+            is_removed: false,
             last_ms: i64::MIN,
             joins: std::iter::repeat_with(Joins::default).take(steps).collect(),
             batches: std::iter::repeat_with(|| None).take(steps).collect(),
             runs: HashMap::new(),
             inherited_until: i64::MIN,
+            inherited: HashSet::new(),
             waiting: 0,
         }
     }

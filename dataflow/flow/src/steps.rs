@@ -345,8 +345,10 @@ impl Flow {
             Some(_) => self.batch(at, step, ready, now_ms, out),
             None => out.push(write::emit(step, ready)),
         }
-        if step.kind == Sink::Output {
-            self.end(at.0, &identity, now_ms);
+        match step.kind {
+            Sink::Output => self.end(at.0, &identity, now_ms),
+            Sink::Entry => self.expect(at.0, &identity, now_ms),
+            Sink::Model => {}
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use seldon_flow::{Emit, Flow, Input, Limits};
+use seldon_proto::chainer::pipeline_step_update::PipelineJoinType;
 use seldon_records::{Headers, Record, header};
 use world::{
     Spec, Step, World,
@@ -165,7 +166,7 @@ fn what_enters_again_enters_the_version_that_is_said() {
     let mut flow = Flow::new("p", names(), Limits::default());
     flow.put(&update(&single("add10"), 1)).unwrap();
     flow.put(&update(&single("mul10"), 2)).unwrap();
-    flow.inherit(15_000);
+    flow.inherit(None, 15_000);
     flow.retire(1);
     let mut entered = |offset, version| {
         let record = Record {
@@ -198,9 +199,10 @@ fn what_waits_in_a_removed_pipeline_is_given_up_and_said() {
     let flow = &mut world.flows[0];
     flow.retire(1);
     assert_eq!((flow.waiting(), flow.idle(1)), (1, false));
-    let mut told = flow.end_waiting(1);
+    assert!(flow.hasten(1, 0).is_empty());
+    let mut told = flow.end_waiting(1, 0);
     assert_eq!((told.len(), flow.waiting()), (1, 0));
-    assert!(flow.end_waiting(1).is_empty());
+    assert!(flow.end_waiting(1, 0).is_empty());
     let mut answers = read(flow, told.remove(0));
     let answer = answers.remove(0).record;
     assert_eq!(*answer.topic, *names().pipeline_outputs("p"));
@@ -221,9 +223,110 @@ fn a_batch_of_a_removed_pipeline_is_sent_as_it_is() {
     world.run();
     let flow = &mut world.flows[0];
     flow.retire(1);
-    let sent = flow.end_waiting(1);
+    let sent = flow.hasten(1, 0);
     assert_eq!(*sent[0].record.topic, *names().model_inputs("one"));
     assert_eq!((sent.len(), flow.waiting(), flow.idle(1)), (1, 0, false));
+}
+
+#[test]
+fn a_removed_version_is_not_entered() {
+    let mut flow = Flow::new("p", names(), Limits::default());
+    let leading = |model: &str| single(model).external(Step::new("", &["q.outputs"]));
+    for (version, model) in [(1, "add10"), (2, "mul10")] {
+        flow.put(&update(&leading(model), version)).unwrap();
+    }
+    let entered = |flow: &mut Flow, offset, named: &'static str, bound| {
+        let headers = [
+            (header::PIPELINE, "p"),
+            (header::PIPELINE_VERSION, named),
+            (header::ID, named),
+        ];
+        let record = Record {
+            topic: names().pipeline_inputs("p").into(),
+            partition: 0,
+            offset,
+            key: None,
+            value: Some(numbers().encode_to_vec().into()),
+            headers: headers.into_iter().collect(),
+            timestamp_ms: 0,
+        };
+        let replayed = false;
+        let input = Arc::new(Input { record, replayed });
+        let emits = flow.handle_entering(input, bound, None, 0);
+        emits[0].record.topic.to_string()
+    };
+    let [add10, mul10] = ["add10", "mul10"].map(|model| names().model_inputs(model));
+    assert_eq!(entered(&mut flow, 0, "1", None), add10);
+    flow.retire(1);
+    // Nobody led it in: who wrote it has no say.
+    assert_eq!(entered(&mut flow, 1, "01", None), mul10);
+    assert_eq!(entered(&mut flow, 2, "", Some(1)), add10);
+    flow.remove(1);
+    assert_eq!(entered(&mut flow, 3, "3", Some(1)), *names().errors());
+    assert_eq!(entered(&mut flow, 4, "001", Some(1)), *names().errors());
+    assert_eq!(entered(&mut flow, 5, "none", Some(1)), mul10);
+    flow.put(&update(&leading("add10"), 1)).unwrap();
+    assert_eq!(entered(&mut flow, 6, "0001", None), add10);
+}
+
+/// A request of `p` whose model `one` has answered and `two` has not, as the pipeline is removed.
+fn half_of(spec: Spec) -> World {
+    let mut world = World::new(&[spec], &[("one", IDENTITY)]);
+    world.call("p", "a", &numbers());
+    world.run();
+    world.flows[0].retire(1);
+    world
+}
+
+#[test]
+fn an_outer_join_of_a_removed_pipeline_goes_on_with_what_it_has() {
+    let mut spec = joining();
+    spec.steps[2].join = PipelineJoinType::Outer;
+    let mut world = half_of(spec);
+    let (flow, now) = (&mut world.flows[0], world.now_ms);
+    let sent = flow.hasten(1, now);
+    assert_eq!(*sent[0].record.topic, *names().model_inputs("last"));
+    assert_eq!((sent.len(), flow.waiting(), flow.idle(1)), (1, 0, false));
+    assert!(flow.hasten(1, now).is_empty() && flow.end_waiting(1, now).is_empty());
+}
+
+#[test]
+fn what_waits_beside_the_output_of_a_removed_pipeline_ends_silently() {
+    let mut spec = joining();
+    spec.output.as_mut().unwrap().inputs = vec!["one".to_owned()];
+    let mut world = half_of(spec);
+    assert_eq!(world.answers_to("p", "a").len(), 1);
+    let (flow, now) = (&mut world.flows[0], world.now_ms);
+    assert_eq!(flow.waiting(), 1);
+    assert!(flow.hasten(1, now).is_empty() && flow.end_waiting(1, now).is_empty());
+    assert_eq!((flow.waiting(), flow.counts().half_joins), (0, 1));
+    world.drained();
+    assert_eq!(world.answers_to("p", "a").len(), 1);
+}
+
+#[test]
+fn a_version_is_not_idle_before_its_last_failure_was_told() {
+    let spec = single("one").external(Step::new("", &["q.outputs", "r.outputs"]));
+    let mut flow = Flow::new("p", names(), Limits::default());
+    flow.put(&update(&spec, 1)).unwrap();
+    let headers = [(header::PIPELINE, "q"), (header::ID, "x")];
+    let record = Record {
+        topic: names().pipeline_outputs("q").into(),
+        partition: 0,
+        offset: 0,
+        key: None,
+        value: Some(numbers().encode_to_vec().into()),
+        headers: headers.into_iter().collect(),
+        timestamp_ms: 0,
+    };
+    assert!(feed(&mut flow, &[record], false).is_empty());
+    flow.retire(1);
+    assert!(flow.hasten(1, 0).is_empty());
+    let mut told = flow.end_waiting(1, 0);
+    assert_eq!((told.len(), flow.waiting(), flow.idle(1)), (1, 0, false));
+    let answers = read(&mut flow, told.remove(0));
+    assert_eq!(*answers[0].record.topic, *names().pipeline_outputs("p"));
+    assert!(flow.idle(1));
 }
 
 #[test]

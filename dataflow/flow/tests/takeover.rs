@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use prost::Message;
-use seldon_flow::{Emit, Flow, Input, Limits};
+use seldon_flow::{Emit, Flow, InFlight, Input, Limits};
 use seldon_proto::chainer::pipeline_step_update::PipelineJoinType;
 use seldon_records::{Headers, Record, header};
 use world::{
@@ -198,7 +198,7 @@ fn a_version_is_not_idle_while_what_a_former_owner_began_may_come() {
     };
     let heir = || {
         let mut heir = flow(&spec);
-        heir.inherit(15_000);
+        heir.inherit(None, 15_000);
         heir.put(&update(&spec, 2)).unwrap();
         heir.retire(1);
         heir
@@ -215,6 +215,65 @@ fn a_version_is_not_idle_while_what_a_former_owner_began_may_come() {
     assert!(!busy.idle(1), "its request is at the second model");
     assert_eq!(handle(&mut busy, two, 61_000).len(), 1);
     assert!(busy.idle(1));
+}
+
+#[test]
+fn an_heir_that_was_told_knows_when_all_has_ended() {
+    let steps = vec![Step::new("one", &[]), Step::new("two", &["one"])];
+    let spec = Spec::new("p", steps, &["two"]);
+    let history = history(&spec, 1);
+    let of = |end: &str| history.iter().find(|record| record.topic.ends_with(end));
+    let [begun, one, two] = ["p.inputs", "one.outputs", "two.outputs"].map(|end| of(end).unwrap());
+    let handle = |flow: &mut Flow, record: &Record, now_ms| {
+        let input = Input {
+            record: record.clone(),
+            replayed: false,
+        };
+        flow.handle(Arc::new(input), now_ms)
+    };
+    let mut owner = flow(&spec);
+    assert_eq!(owner.in_flight(), []);
+    handle(&mut owner, begun, 0);
+    let told = owner.in_flight();
+    assert_eq!((told.len(), told[0].requests.len()), (1, 1));
+    let heir = |told: &[InFlight]| {
+        let mut heir = flow(&spec);
+        heir.inherit(Some(told), 15_000);
+        heir.put(&update(&spec, 2)).unwrap();
+        heir.retire(1);
+        heir
+    };
+    // Its model takes its time.
+    let mut second = heir(&told);
+    second.tick(119_999);
+    assert!(!second.idle(1));
+    // The next heir hears the same.
+    assert_eq!(second.in_flight(), told);
+    let mut third = heir(&second.in_flight());
+    assert_eq!(handle(&mut third, one, 60_000).len(), 1);
+    assert!(!third.idle(1), "its request is at the second model");
+    handle(&mut third, two, 61_000);
+    assert!(third.idle(1) && third.next_deadline().is_none());
+    assert_eq!(third.in_flight(), []);
+    // Nobody waits any more.
+    second.tick(120_000);
+    assert!(second.idle(1));
+    // Nothing was in flight.
+    assert!(heir(&[]).idle(1));
+    // Too many to be named: it waits for all of them.
+    for number in 0..300 {
+        let mut more = begun.clone();
+        more.offset += number + 1;
+        more.headers.set(header::ID, format!("more{number}"));
+        handle(&mut owner, &more, 1_000);
+    }
+    let told = owner.in_flight();
+    assert_eq!((told[0].requests.len(), told[0].until_ms), (0, 121_000));
+    let mut last = heir(&told);
+    last.tick(120_999);
+    assert!(!last.idle(1));
+    last.tick(121_000);
+    assert!(last.idle(1));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Carries out the scheduler's orders: a pipeline's version comes or goes. The later order for one wins.
 mod topics;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use seldon_proto::chainer::{
@@ -16,8 +16,8 @@ use crate::ledger::{Place, outgoing};
 use crate::takeover::{self, Versions};
 use crate::worker::{Command, Look};
 
-/// How long what is in flight in a version may take after the version was told to end.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long what is in flight in a version may take after the version was told to end: a model's time, and a bit.
+const PATIENCE: Duration = Duration::from_secs(130);
 /// How long a version stays at least when another goes on: for what entered it just now.
 const LINGER: Duration = Duration::from_secs(1);
 /// How often it is looked whether a version is idle.
@@ -31,8 +31,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 pub struct Control {
     parts: Arc<Parts>,
     tasks: JoinSet<()>,
-    running: HashMap<(Arc<str>, u32), AbortHandle>,
+    running: HashMap<(Arc<str>, u32), Running>,
 }
+
+struct Running {
+    task: AbortHandle,
+    ended: Ended,
+}
+
+/// Versions that were told to end since an order that brings them came.
+type Ended = Arc<StdMutex<HashSet<u32>>>;
 
 /// What an order's task needs.
 pub(super) struct Parts {
@@ -72,11 +80,24 @@ impl Control {
     /// Starts on an order.
     pub fn order(&mut self, update: PipelineUpdateMessage) {
         while self.tasks.try_join_next().is_some() {}
-        self.running.retain(|_, task| !task.is_finished());
+        self.running
+            .retain(|_, running| !running.task.is_finished());
         let pipeline: Arc<str> = update.pipeline.as_str().into();
         let lock = self.parts.lock(&pipeline);
         let parts = self.parts.clone();
         let key = (pipeline.clone(), update.version);
+        let ends = update.op() != PipelineOperation::Create;
+        for (of, running) in &self.running {
+            if of.0 == pipeline && of.1 != update.version {
+                let mut ended = locked(&running.ended);
+                if ends {
+                    ended.insert(update.version);
+                } else {
+                    ended.remove(&update.version);
+                }
+            }
+        }
+        let ended = Ended::default();
         let task = match update.op() {
             PipelineOperation::Create => {
                 let order = Order {
@@ -84,6 +105,7 @@ impl Control {
                     pipeline,
                     update,
                     lock,
+                    ended: ended.clone(),
                 };
                 self.tasks.spawn(async move { order.create().await })
             }
@@ -93,13 +115,14 @@ impl Control {
                     pipeline,
                     update,
                     lock,
+                    ended: ended.clone(),
                 };
                 self.tasks.spawn(async move { order.delete().await })
             }
             op => return tracing::warn!(%pipeline, ?op, "the scheduler sent an order that is none"),
         };
-        if let Some(former) = self.running.insert(key, task) {
-            former.abort();
+        if let Some(former) = self.running.insert(key, Running { task, ended }) {
+            former.task.abort();
         }
     }
 
@@ -128,6 +151,7 @@ struct Order {
     pipeline: Arc<str>,
     update: PipelineUpdateMessage,
     lock: Arc<Mutex<()>>,
+    ended: Ended,
 }
 
 impl Order {
@@ -142,14 +166,13 @@ impl Order {
                 step.join_window_ms.get_or_insert(window);
             }
         }
-        let versions = match Versions::of(&self.parts.context, update) {
-            Ok(versions) => versions,
-            Err(error) => return self.answer(false, format!("{error:#}")),
-        };
+        if let Err(error) = Versions::of(&self.parts.context, update.clone()) {
+            return self.answer(false, format!("{error:#}"));
+        }
         let mut pause = Duration::from_millis(200);
         let mut told = false;
         loop {
-            match self.try_create(&versions).await {
+            match self.try_create(update.clone()).await {
                 Ok(()) => return self.answer(true, String::new()),
                 Err(error) => {
                     // Tried again: when it succeeds the scheduler hears of it.
@@ -164,9 +187,17 @@ impl Order {
         }
     }
 
-    async fn try_create(&self, versions: &Versions) -> anyhow::Result<()> {
+    async fn try_create(&self, mut update: PipelineUpdateMessage) -> anyhow::Result<()> {
         let parts = &self.parts;
         let _lock = self.lock.lock().await;
+        {
+            // It may have failed for long: what has ended meanwhile does not come back with it.
+            let ended = locked(&self.ended);
+            update
+                .others
+                .retain(|other| !ended.contains(&other.version));
+        }
+        let versions = Versions::of(&parts.context, update)?;
         let update = Box::new(versions.updates[0].clone());
         let look: Look = parts.ask(|answer| Command::Look { update, answer }).await?;
         if look.runs {
@@ -319,10 +350,14 @@ impl Parts {
 
     /// The lock under which a pipeline's ownership changes.
     pub(super) fn lock(&self, pipeline: &Arc<str>) -> Arc<Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locks = locked(&self.locks);
         if locks.len() > 1_000 {
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         }
         locks.entry(pipeline.clone()).or_default().clone()
     }
+}
+
+fn locked<T>(of: &StdMutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,8 +17,11 @@ use crate::takeover::Claimed;
 
 /// How long a former owner that has not let go may take to notice that there is another.
 const UNSURE_MS: i64 = 2_000;
-/// How long a version that another owner ran is kept at least, for requests that are in flight in it.
-const INHERITED_MS: i64 = 15_000;
+/// How long a version that an owner of an older kind ran is kept at least, for requests that are in flight in it: as long
+/// as a model may take. Others say what is in flight.
+const INHERITED_MS: i64 = 120_000;
+/// How long it may take to read again what an owner before had read.
+const BEHIND_MS: i64 = 15_000;
 /// How long a pipeline that is removed waits for sides of joins, and for batches to become full: their callers are gone by
 /// then, or wrote to topics.
 const SIDES: Duration = Duration::from_secs(2);
@@ -51,8 +54,10 @@ impl Worker {
                 answer,
             } => {
                 self.end_waiting(&pipeline, version);
+                let position = |at: &At| self.positions.get(at).copied();
                 let owned = self.pipelines.get_mut(&pipeline);
-                let _ = answer.send(owned.is_none_or(|owned| owned.is_idle(version)));
+                let idle = owned.is_none_or(|owned| owned.is_idle(version, position, now_ms()));
+                let _ = answer.send(idle);
             }
             Command::Remove {
                 pipeline,
@@ -66,6 +71,7 @@ impl Worker {
             Command::Grow { pipeline, claimed } => {
                 if self.pipelines.contains_key(&pipeline) {
                     self.start_at(&pipeline, claimed);
+                    self.enter_newest(&pipeline);
                 }
             }
             Command::Gone { topic } => self.begin_anew(&topic),
@@ -118,20 +124,28 @@ impl Worker {
             self.waiting.insert(pipeline.clone());
         }
         if claimed.inherited {
-            owned.flow.inherit(now_ms() + INHERITED_MS);
+            let now = now_ms();
+            let known = claimed.in_flight.as_deref();
+            owned.flow.inherit(known, now + INHERITED_MS);
+            owned.behind_until = now + BEHIND_MS;
         }
         let reads = owned.survey(names);
         self.index.put(&pipeline, reads, names);
         self.start_at(&pipeline, claimed);
-        if let Some(owned) = self.pipelines.get_mut(&pipeline) {
-            owned.enter_newest();
-        }
-        // Before anything enters it: the next owner is to know.
+        self.enter_newest(&pipeline);
+        // As soon as may be: the next owner is to know.
         let news = self.news(&HashSet::from([pipeline.clone()]), false);
         drop(self.writer.progress(news));
         self.go_on();
         self.handled(&pipeline, Vec::new());
         Ok(())
+    }
+
+    fn enter_newest(&mut self, pipeline: &Arc<str>) {
+        if let Some(owned) = self.pipelines.get_mut(pipeline) {
+            owned.enter_newest();
+            self.dirty.insert(pipeline.clone());
+        }
     }
 
     fn start_at(&mut self, pipeline: &Arc<str>, claimed: Claimed) {
@@ -165,14 +179,20 @@ impl Worker {
         }
         let last = owned.versions.values().all(|version| version.retired);
         if last {
+            let goes_on = owned.ending == Ending::HandOver && !at_once;
             // What enters from now on is the next owner's, so it does not even pass.
             owned.ending = match owned.ending {
-                Ending::No if !at_once => Ending::Draining(Instant::now()),
+                // Handed over, and removed before anybody took it.
+                Ending::No | Ending::HandOver if !at_once => Ending::Draining(Instant::now()),
                 Ending::Draining(since) if !at_once => Ending::Draining(since),
                 _ => Ending::HandOver,
             };
             let positions = &self.positions;
             owned.suspend(|at| positions.get(at).copied());
+            if goes_on {
+                self.waiting.insert(pipeline.clone());
+                self.go_on();
+            }
         }
         self.dirty.insert(pipeline.clone());
         self.handled(pipeline, Vec::new());
@@ -187,7 +207,14 @@ impl Worker {
         }) else {
             return;
         };
-        let emits = owned.flow.end_waiting(version);
+        let now = now_ms();
+        let mut emits = owned.flow.hasten(version, now);
+        if emits.is_empty() {
+            emits = owned.flow.end_waiting(version, now);
+        } else {
+            // What goes on may bring the sides of others.
+            owned.ending = Ending::Draining(Instant::now());
+        }
         if !emits.is_empty() {
             self.dirty.insert(pipeline.clone());
             self.handled(pipeline, emits);
@@ -200,6 +227,7 @@ impl Worker {
             return;
         };
         owned.versions.remove(&version);
+        owned.flow.remove(version);
         let records = if owned.versions.is_empty() {
             let of = HashSet::from([pipeline.clone()]);
             let records = self.news(&of, true);

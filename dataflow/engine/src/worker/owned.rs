@@ -45,16 +45,20 @@ impl Spot {
             self.cursor.suspend();
         }
         self.replay = i64::MIN;
-        self.enters.clear();
+        let last = self.enters.last().map(|(_, version)| (i64::MIN, *version));
+        self.enters = last.into_iter().collect();
     }
 
-    /// What was not read yet enters a version from now on; what was, or may have been, the one that it had entered.
-    fn enter(&mut self, version: u32) {
+    /// What was not read yet enters a version from now on; what was, or may have been, the one that it had entered: if
+    /// nobody wrote that down, the `oldest`.
+    fn enter(&mut self, version: u32, oldest: u32) {
+        if self.enters.is_empty() {
+            self.enters.push((i64::MIN, oldest));
+        }
         if self.enters.last().is_some_and(|(_, last)| *last == version) {
             return;
         }
-        let read = self.written.at.until.unwrap_or(self.written.at.offset);
-        let from = read.max(self.cursor.floor()).max(self.replay);
+        let from = self.cursor.reached().max(self.replay);
         self.enters.push((from, version));
     }
 
@@ -65,12 +69,21 @@ impl Spot {
         Some(*version)
     }
 
+    /// Whether something that enters a version, or that an owner before had in hand, was not read up to a position.
+    fn has_unread(&self, version: u32, position: i64) -> bool {
+        let read = position.max(self.cursor.floor());
+        let mut ranges = self.enters.windows(2);
+        let enters = ranges.any(|two| two[0].1 == version && read < two[1].0);
+        enters || read < self.replay || self.cursor.is_behind(position)
+    }
+
     /// What to write down, if it is not written yet. `waits`: where what is held waits, by its offset; exactly once, all
     /// that is held is named with it.
     pub fn news(
         &mut self,
         waits: Option<&dyn Fn(i64) -> Option<Vec<Place>>>,
         released: bool,
+        runs: Option<Vec<(u32, i64, Vec<u32>)>>,
     ) -> Option<Entry> {
         let replay = (self.replay > self.cursor.floor()).then_some(self.replay);
         let mut at = self.cursor.snapshot(waits.is_some());
@@ -85,6 +98,7 @@ impl Spot {
             replay,
             released,
             enters: self.enters.clone(),
+            runs,
             ..self.written.clone()
         };
         (entry != self.written).then_some(entry)
@@ -135,6 +149,8 @@ pub struct Owned {
     pub full: HashSet<Arc<str>>,
     /// Until then a former owner may not know that it is none any more.
     pub unsure_until: i64,
+    /// What an owner before had read is read again by then.
+    pub behind_until: i64,
     /// Topics by which records enter, rather than come from its steps.
     pub entries: HashSet<Arc<str>>,
 }
@@ -153,6 +169,7 @@ impl Owned {
             on_way: OnWay::default(),
             full: HashSet::new(),
             unsure_until: i64::MIN,
+            behind_until: i64::MIN,
             entries: HashSet::new(),
         }
     }
@@ -177,14 +194,15 @@ impl Owned {
 
     /// After versions came: what enters now enters the newest.
     pub fn enter_newest(&mut self) {
-        let mut running = self.versions.iter().filter(|(_, version)| !version.retired);
-        let Some((newest, _)) = running.next_back() else {
+        let running = self.versions.iter().filter(|(_, version)| !version.retired);
+        let running: Vec<u32> = running.map(|(version, _)| *version).collect();
+        let (Some(oldest), Some(newest)) = (running.first(), running.last()) else {
             return;
         };
-        let (newest, entries) = (*newest, &self.entries);
+        let entries = &self.entries;
         let spots = self.spots.iter_mut();
         let spots = spots.filter(|(at, _)| entries.contains(&at.0));
-        spots.for_each(|(_, spot)| spot.enter(newest));
+        spots.for_each(|(_, spot)| spot.enter(*newest, *oldest));
     }
 
     /// Looks again at the topics, after versions came or went. Returns (topic, pipeline of the records in it) of all
@@ -233,6 +251,7 @@ impl Owned {
         let again = take == Take::Again;
         let replayed = !exact && (again || record.offset < spot.replay || now < self.unsure_until);
         let enters = spot.entered(record.offset);
+        let enters = enters.filter(|version| self.versions.contains_key(version));
         let places = spot.cursor.places(record.offset);
         let places = places.filter(|_| exact && again).map(<[Place]>::to_vec);
         let offset = record.offset;
@@ -257,10 +276,21 @@ impl Owned {
 
     /// Whether nothing of a version is in flight; of the last one: nor on its way to a topic. One that is handed over:
     /// whether its results are written.
-    pub fn is_idle(&mut self, version: u32) -> bool {
+    pub fn is_idle(
+        &mut self,
+        version: u32,
+        position: impl Fn(&At) -> Option<i64>,
+        now: i64,
+    ) -> bool {
+        // Who took it over has yet to read what was in hand, unless a topic has lost that.
+        let unread = |(at, spot): (&At, &Spot)| {
+            let position = position(at).unwrap_or(i64::MIN);
+            !self.ending.leaves(self.entries.contains(&at.0)) && spot.has_unread(version, position)
+        };
+        let behind = now < self.behind_until && self.spots.iter().any(unread);
         match self.ending {
-            Ending::No => self.flow.idle(version),
-            Ending::Draining(_) => self.flow.idle(version) && self.held() == 0,
+            Ending::No => self.flow.idle(version) && !behind,
+            Ending::Draining(_) => self.flow.idle(version) && !behind && self.held() == 0,
             Ending::HandOver => self.on_way.load(Ordering::Relaxed) == 0,
         }
     }
@@ -284,13 +314,24 @@ impl Owned {
         } else {
             HashMap::new()
         };
-        for (at, spot) in &mut self.spots {
+        // In one place that is always the same and changes with each request, and first: what is in flight is told of before
+        // what was read.
+        let rank = |at: &&At| (!self.entries.contains(&at.0), (*at).clone());
+        let runs_at = self.spots.keys().min_by_key(rank).cloned();
+        let in_flight = self.flow.in_flight().into_iter();
+        let runs: Vec<_> = in_flight
+            .map(|one| (one.version, one.until_ms, one.requests))
+            .collect();
+        let mut spots: Vec<_> = self.spots.iter_mut().collect();
+        spots.sort_by_key(|(at, _)| Some(*at) != runs_at.as_ref());
+        for (at, spot) in spots {
+            let runs = (Some(at) == runs_at.as_ref()).then(|| runs.clone());
             let waits = |offset| places.get(&(at.0.clone(), at.1, offset)).cloned();
             let waits = exact.then_some(&waits as &dyn Fn(i64) -> Option<Vec<Place>>);
             if let Some(position) = positions(at) {
                 spot.cursor.passed(position);
             }
-            if let Some(entry) = spot.news(waits, released) {
+            if let Some(entry) = spot.news(waits, released, runs) {
                 spot.written = entry.clone();
                 let place = Of {
                     pipeline: self.name.clone(),
@@ -329,21 +370,35 @@ mod tests {
             epoch: 1,
             released: false,
             enters: vec![(0, 1), (7, 2)],
+            runs: None,
         };
         let mut spot = Spot::new(entry);
         // It may have been read up to there.
-        spot.enter(3);
-        spot.enter(3);
+        spot.enter(3, 1);
+        spot.enter(3, 1);
         let entered = |spot: &Spot, offset| spot.entered(offset);
         let versions: Vec<_> = [5, 7, 11, 12].map(|at| entered(&spot, at)).into();
         assert_eq!(versions, [Some(1), Some(2), Some(2), Some(3)]);
         // What is done with is forgotten, but for what is in force.
-        let news = spot.news(None, false).map(|entry| entry.enters);
+        let news = spot.news(None, false, None).map(|entry| entry.enters);
         assert_eq!(news, Some(vec![(0, 1), (7, 2), (12, 3)]));
         spot.cursor.passed(20);
-        let news = spot.news(None, false).map(|entry| entry.enters);
+        let news = spot.news(None, false, None).map(|entry| entry.enters);
         assert_eq!(news, Some(vec![(12, 3)]));
+        // The topic was made again: what is in it came since.
         spot.begin_anew();
-        assert_eq!(spot.entered(20), None);
+        assert_eq!(spot.entered(0), Some(3));
+        spot.enter(4, 3);
+        assert_eq!(spot.entered(0), Some(4));
+    }
+
+    #[test]
+    fn what_an_older_engine_read_enters_the_version_that_ran() {
+        let older = r#"{"offset":5,"until":8,"held":[0],"owner":"a","epoch":1,"released":true}"#;
+        let mut spot = Spot::new(serde_json::from_str(older).expect("an entry"));
+        spot.enter(2, 1);
+        let entered = |offset| spot.entered(offset);
+        assert_eq!([5, 7, 8].map(entered), [Some(1), Some(1), Some(2)]);
+        assert!(spot.has_unread(1, 5) && !spot.has_unread(1, 8) && !spot.has_unread(2, 8));
     }
 }

@@ -116,6 +116,19 @@ impl Scheduler {
         }
     }
 
+    /// Whether an order was answered, and well.
+    pub fn has_succeeded(&self, timestamp: u64) -> bool {
+        let state = self.0.lock().unwrap();
+        let of = |ack: &PipelineUpdateStatusMessage| {
+            ack.success
+                && ack
+                    .update
+                    .as_ref()
+                    .is_some_and(|u| u.timestamp == timestamp)
+        };
+        state.acks.iter().any(of)
+    }
+
     /// Tells, and expects success.
     pub async fn carry_out(&self, engine: &str, update: PipelineUpdateMessage) {
         let order = self.tell(engine, update).await;

@@ -89,7 +89,9 @@ fn let_go(entry: &mut Entry, owner: Option<&Arc<str>>, fleets: &Fleets, world: &
         let (lives, drains, number) = (version.lives(), version.drains(), version.number());
         for (name, task) in &mut version.engines.0 {
             if entry.deleted {
-                if (done || !lives) && !task.is_delete() {
+                // What was to be handed over has no heir any more: it ends where it is.
+                let ends = matches!(task.doing, Doing::Delete { .. });
+                if (done || !lives) && !ends {
                     task.want(Doing::Delete { keep_topics: !last }, number);
                 }
             } else if owner != Some(name) {
@@ -97,21 +99,21 @@ fn let_go(entry: &mut Entry, owner: Option<&Arc<str>>, fleets: &Fleets, world: &
                 let given_up = task.failures >= limit;
                 outstanding |= (lives || drains) && !given_up && fleets.engines.connected(name);
             } else if !lives {
-                end_at_owner(task, drains, number, limit);
+                end_at_owner(task, drains, number);
             }
         }
     }
     outstanding
 }
 
-/// Lets a version end that was replaced: where it `drains`, once its engine is known to have it.
-fn end_at_owner(task: &mut Task, drains: bool, number: u32, limit: u32) {
-    let is_taken_up = task.ready() || task.failures >= limit;
+/// Lets a version end that was replaced: where it `drains`, once its engine has it. Of one that cannot take it up nobody
+/// knows that nothing is in flight.
+fn end_at_owner(task: &mut Task, drains: bool, number: u32) {
     match task.doing {
         // The stream is another, and with it perhaps the process.
         Doing::Delete { .. } if drains && task.is_untold() => task.want(Doing::Perhaps, number),
         Doing::Delete { .. } => {}
-        Doing::Create if drains && !is_taken_up => {}
+        Doing::Create if drains && !task.ready() => {}
         Doing::Perhaps | Doing::HandOver if drains => {}
         _ => task.want(Doing::Delete { keep_topics: true }, number),
     }

@@ -220,3 +220,54 @@ fn an_engine_with_a_former_life_is_told_again_when_it_reconnects() {
     }
     assert!(apart > 0, "each has the new life as well");
 }
+
+#[test]
+fn a_pipeline_that_is_unloaded_while_it_moves_ends_where_it_is() {
+    let names = ["p", "q", "r", "s", "t", "u"];
+    let mut bench = updating(&names);
+    bench.settle();
+    bench.connect(Engine, "engine-1");
+    let moving = |bench: &Bench, name: &&str| {
+        let told = told(bench, "engine-0", name);
+        told.iter().any(|(doing, _, _)| *doing == Rebalance)
+    };
+    let moving: Vec<&str> = names
+        .into_iter()
+        .filter(|name| moving(&bench, name))
+        .collect();
+    assert!((1..6).contains(&moving.len()), "{moving:?}");
+    for name in &moving {
+        bench.unload(name).unwrap();
+    }
+    while bench.work(PipelineGateway, "pg-0", true, true) {}
+    bench.acknowledge();
+    while bench.work(PipelineGateway, "pg-0", true, true) {}
+    for name in &moving {
+        let told = told(&bench, "engine-0", name);
+        assert_eq!(told.last(), Some(&(Delete, 2, vec![])), "{told:?}");
+    }
+    bench.settle();
+    for name in &moving {
+        assert_eq!(status(&bench, name, 2), PipelineStatus::PipelineTerminated);
+        assert!(!bench.running(name).values().any(|all| !all.is_empty()));
+    }
+}
+
+#[test]
+fn a_version_whose_engine_cannot_take_it_up_is_not_said_to_have_ended() {
+    let mut bench = updating(&["p"]);
+    bench.disconnect(Engine, "engine-0");
+    bench.connect(Engine, "engine-1");
+    bench.advance(bench.config.replace_after);
+    assert_eq!(told(&bench, "engine-1", "p"), both());
+    for _ in 0..bench.config.retry_limit + 2 {
+        while bench.work(Engine, "engine-1", false, true) {}
+        bench.advance(bench.config.order_timeout);
+        let told = told(&bench, "engine-1", "p");
+        assert!(told.iter().all(|(doing, ..)| *doing == Create), "{told:?}");
+    }
+    assert_eq!(status(&bench, "p", 1), PipelineStatus::PipelineTerminating);
+    bench.settle();
+    assert_eq!(status(&bench, "p", 1), PipelineStatus::PipelineTerminated);
+    assert_eq!(bench.running("p")["engine-1"], [2]);
+}

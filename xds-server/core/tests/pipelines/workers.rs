@@ -210,7 +210,7 @@ fn workers_beyond_the_most_own_nothing() {
     }
     bench.settle();
     assert!((0..8).all(|number| bench.route(&format!("p{number}")) == [0].into()));
-    assert!((0..8).all(|number| bench.reading(&format!("m{number}")) == ["mg-1"]));
+    assert!((0..8).all(|number| bench.reading(&format!("m{number}")) == ["mg-0"]));
     // Times the multiplier.
     bench.step(Event::Shards(2)).unwrap();
     bench.settle();
