@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::control::{Control, Identity};
 use crate::models::{Memory, Parts, Registry, Times};
 use crate::options::{Options, ServerType};
+use crate::owner;
 use crate::repository::{InferUri, Mlserver, Repository, Triton};
 use crate::scaling::Thresholds;
 use crate::server::{self, InferenceServer};
@@ -86,6 +87,13 @@ pub async fn run(
         &options.inference_host,
         options.inference_grpc_port,
         server_limits(&options),
+    )?;
+    owner::claim(
+        &options.agent_folder,
+        &format!(
+            "{} {} {:?}",
+            identity.server_name, identity.replica_idx, options.server_type
+        ),
     )?;
     let registry = Registry::open(Parts {
         artefacts: Artefacts::open(remotes.clone(), fetch_settings(&options))?,

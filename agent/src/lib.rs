@@ -8,6 +8,7 @@ pub mod control;
 mod hash;
 pub mod models;
 mod options;
+mod owner;
 mod permits;
 pub mod repository;
 pub mod scaling;

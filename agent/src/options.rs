@@ -18,7 +18,7 @@ pub enum ServerType {
 
 /// The agent beside an inference server: loads models into it and passes requests on.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "seldon-agent", version)]
+#[command(name = "seldon-agent", version, next_line_help = true)]
 pub struct Options {
     /// Address to listen on.
     #[arg(long, default_value = "0.0.0.0")]

@@ -84,7 +84,8 @@ impl Registry {
                 return;
             }
             let chosen = room.choose(entry.map(|entry| &**entry));
-            let none = chosen.is_empty();
+            // An eviction rings when it begins, too, and has freed nothing then: its next ring is not slept through.
+            let none = chosen.is_empty() && !room.will_fit(entry.map(|entry| &**entry));
             for (victim, leaving) in chosen {
                 tokio::spawn(self.clone().evict(victim, leaving));
             }

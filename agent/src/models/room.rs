@@ -113,12 +113,7 @@ impl Room {
     /// already, and none where the idle ones are not enough: evicting them would help nobody.
     pub fn choose(self: &Arc<Self>, entry: Option<&Entry>) -> Vec<(Arc<Entry>, Leaving)> {
         let mut books = self.books();
-        let needed = entry.map_or(0, |entry| entry.bytes().saturating_sub(entry.held()));
-        let after = books
-            .held
-            .saturating_sub(books.leaving)
-            .saturating_add(needed);
-        let missing = after.saturating_sub(self.total);
+        let missing = books.after(entry).saturating_sub(self.total);
         let begun = now();
         let (mut chosen, mut freed) = (Vec::new(), 0);
         while freed < missing {
@@ -142,6 +137,11 @@ impl Room {
         chosen.into_iter().map(leaving).collect()
     }
 
+    /// Says whether there is enough memory when the evictions under way have ended.
+    pub fn will_fit(&self, entry: Option<&Entry>) -> bool {
+        self.books().after(entry) <= self.total
+    }
+
     /// Resolves when memory was neither freed nor given for this time.
     pub async fn stalled(&self, patience: Duration) {
         let joined = Instant::now();
@@ -160,6 +160,13 @@ impl Room {
 }
 
 impl Books {
+    /// What is held when the evictions under way have ended, and `entry` has its memory.
+    fn after(&self, entry: Option<&Entry>) -> u64 {
+        let needed = entry.map_or(0, |entry| entry.bytes().saturating_sub(entry.held()));
+        let left = self.held.saturating_sub(self.leaving);
+        left.saturating_add(needed)
+    }
+
     fn take(&mut self, entry: &Entry) {
         if entry.held() != entry.bytes() {
             self.held = self.held - entry.held() + entry.bytes();

@@ -159,7 +159,12 @@ fn hints(entry: &Entry, server: &Arc<str>, rule: &Rule, help: &mut BTreeSet<Stri
         } => {
             if *suitable > 0 {
                 let more = wanted.saturating_sub(*suitable);
-                if more > 0 {
+                let content = entry.minimum() > 0 && *suitable >= entry.minimum();
+                if more > 0 && content {
+                    help.insert(format!(
+                        "give server {server} {more} more replicas that fit: it has as few as the model is content with"
+                    ));
+                } else if more > 0 {
                     help.insert(format!(
                         "give server {server} {more} more replicas that fit, or let the model begin with fewer: `minReplicas: {suitable}`"
                     ));

@@ -76,6 +76,7 @@ fn server_verdict(entry: &Entry, name: &Arc<str>, server: &Server, world: &World
     let passes = server_passes(&latest.spec, name, server);
     let reason = match &passes {
         _ if entry.deleted => "the model is deleted".to_owned(),
+        _ if entry.target() == 0 => "the model wants no replicas".to_owned(),
         Ok(()) if chosen => format!("hosts version {}", latest.number),
         Ok(()) => match shortcoming(entry, &latest.spec, name, server, world) {
             crate::schedule::Rule::TooFew { suitable, .. } if suitable >= entry.target() => {
@@ -123,7 +124,7 @@ fn replica_verdict(
     }
     let reason = match verdict(entry, name, index, server, world) {
         Ok(_) if server_passes(&latest.spec, name, server).is_err() => {
-            "would do, but its server was passed over".to_owned()
+            "its server was passed over".to_owned()
         }
         Ok(_) => format!(
             "could take it, {} free",

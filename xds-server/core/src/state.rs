@@ -349,7 +349,7 @@ impl State {
             };
             if self.world.sync.done {
                 step::prune(&mut self.world, &server);
-                scaling::consider_fewer(&mut self.world, &server);
+                scaling::consider_fewer(&mut self.world, &server, &self.models);
             }
             self.world.refresh_pressure(&server);
             announced.insert(server);

@@ -89,8 +89,18 @@ fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>
         .replicas
         .iter()
         .find(|replica| matches!(replica.state, LoadFailed | LoadedUnavailable));
+    let goes_on = |reason: Option<Arc<str>>| {
+        let mut serving = older(entry).filter(|version| reconcile::available(version, world) > 0);
+        match (serving.next(), &reason) {
+            (Some(version), Some(text)) => {
+                let text = format!("{text}; version {} goes on answering", version.number);
+                Some(text.into())
+            }
+            _ => reason,
+        }
+    };
     if let Some(failed) = failed {
-        return (ModelState::ModelFailed, failed.reason.clone());
+        return (ModelState::ModelFailed, goes_on(failed.reason.clone()));
     }
     let (available, target, least) = (
         reconcile::available(latest, world),
@@ -111,7 +121,7 @@ fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>
         );
     }
     if entry.unplaced.is_some() {
-        return (ModelState::ScheduleFailed, entry.unplaced.clone());
+        return (ModelState::ScheduleFailed, goes_on(entry.unplaced.clone()));
     }
     let waiting = (!world.sync.done).then(|| world.sync.missing(&world.servers).into());
     (ModelState::ModelProgressing, waiting)

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use seldon_core::{Config, Effect, Event, Record, Refusal, Synchronisation};
 use seldon_proto::{
-    agent::{ModelEventMessage, model_event_message::Event as Report},
+    agent::{
+        AgentSubscribeRequest, ModelEventMessage, ReplicaConfig,
+        model_event_message::Event as Report,
+    },
     scheduler::model_status::ModelState::{self, *},
 };
-use sim::{Sim, agent, model};
+use sim::{Sim, agent, model, spec};
 
 fn local() -> Sim {
     Sim::new(Config::new(Synchronisation::AfterTimeout(
@@ -430,4 +433,153 @@ fn what_an_envoy_still_uses_after_it_refused_a_route_is_not_unloaded() {
     sim.settle();
     assert_eq!(sim.agents[&agent("mlserver", 0)].models.len(), 1);
     assert_eq!(sim.state_of("iris"), ModelAvailable);
+}
+
+#[test]
+fn a_deleted_model_whose_route_was_refused_is_kept_until_envoys_have_none_of_it() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    let before = sim.state.generation();
+    let mut next = model("iris", 1);
+    spec(&mut next).uri = "gs://models/two".into();
+    sim.load(next);
+    for replica in 0..2 {
+        while sim.work(&agent("mlserver", replica), true) {}
+    }
+    let changed = sim.state.generation();
+    let acknowledged = |serving, released| Event::RoutesAcknowledged { serving, released };
+    sim.step(acknowledged(changed, before)).unwrap();
+    // Another Envoy refuses the new route, and goes on with the old one.
+    sim.step(Event::RouteRejected {
+        model: "iris".into(),
+        reason: Some("refused".into()),
+    })
+    .unwrap();
+    sim.step(acknowledged(changed, changed)).unwrap();
+    sim.unload("iris");
+    assert!(sim.agents.values().all(|agent| agent.inbox.is_empty()));
+    sim.settle();
+    assert!(sim.agents.values().all(|agent| agent.models.is_empty()));
+}
+
+#[test]
+fn a_server_does_not_grow_for_a_model_that_its_most_replicas_cannot_take() {
+    let mut sim = with_server(1, 1000);
+    sim.notify_bounds("mlserver", 1, 1, 2);
+    sim.load(model("iris", 3));
+    sim.settle();
+    sim.advance(Duration::from_secs(60));
+    assert!(sim.state.scaling_request("mlserver").is_none());
+    // One that is content with fewer gets what there may be.
+    let mut modest = model("iris", 3);
+    modest.deployment_spec.as_mut().unwrap().min_replicas = 1;
+    sim.load(modest);
+    sim.settle();
+    let asked = sim.state.scaling_request("mlserver").unwrap();
+    assert_eq!(asked.expected_replicas, 2);
+}
+
+#[test]
+fn a_server_does_not_shrink_where_what_leaves_has_no_room() {
+    let mut sim = local();
+    for (replica, capacity) in [(0, 1000), (1, 50), (2, 1000)] {
+        sim.add_agent("mlserver", replica, capacity, &["sklearn"]);
+        sim.connect(&agent("mlserver", replica));
+    }
+    sim.notify_bounds("mlserver", 3, 1, 3);
+    sim.load(model("iris", 2));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[0,2]*2"]);
+    // The one that holds nothing is not the one that would go.
+    sim.advance(Duration::from_secs(600));
+    assert!(sim.state.scaling_request("mlserver").is_none());
+    sim.unload("iris");
+    sim.settle();
+    sim.advance(Duration::from_secs(600));
+    let asked = sim.state.scaling_request("mlserver").unwrap();
+    assert_eq!(asked.expected_replicas, 2);
+}
+
+#[test]
+fn memory_of_what_was_leaving_when_its_agent_came_back_is_free_once_it_left() {
+    let mut sim = with_server(1, 250);
+    // 200 of the 250 bytes are on their way out: neither free nor loaded.
+    let subscription = |available| AgentSubscribeRequest {
+        server_name: "mlserver".into(),
+        shared: true,
+        replica_config: Some(ReplicaConfig {
+            inference_svc: "mlserver-0".into(),
+            inference_http_port: 9999,
+            inference_grpc_port: 9999,
+            memory_bytes: 250,
+            capabilities: vec!["sklearn".into()],
+            ..ReplicaConfig::default()
+        }),
+        available_memory_bytes: available,
+        ..AgentSubscribeRequest::default()
+    };
+    sim.streams += 1;
+    sim.step(Event::AgentConnected {
+        stream: sim.streams,
+        subscription: Box::new(subscription(50)),
+    })
+    .unwrap();
+    sim.agents.get_mut(&agent("mlserver", 0)).unwrap().stream = Some(sim.streams);
+    sim.load(model("iris", 1));
+    assert_eq!(sim.state_of("iris"), ScheduleFailed);
+    let left = |available| ModelEventMessage {
+        server_name: "mlserver".into(),
+        model_name: "gone".into(),
+        model_version: 1,
+        event: Report::Unloaded.into(),
+        available_memory_bytes: available,
+        ..ModelEventMessage::default()
+    };
+    // Never more than the agent has in all.
+    sim.step(Event::AgentReported(Box::new(left(9_999))))
+        .unwrap();
+    let status = sim.state.server_status("mlserver").unwrap();
+    assert_eq!(status.resources[0].available_memory_bytes, 150);
+    sim.settle();
+    assert_eq!(sim.state_of("iris"), ModelAvailable);
+}
+
+/// An agent that over-commits may fail to bring a model back; it is not there any more, whatever was said before.
+#[test]
+fn a_loaded_model_that_its_agent_gave_up_goes_elsewhere() {
+    let mut sim = with_server(2, 1000);
+    sim.load(model("iris", 1));
+    sim.settle();
+    assert_eq!(sim.route("iris"), ["1@mlserver[0]*1"]);
+    sim.agents
+        .get_mut(&agent("mlserver", 0))
+        .unwrap()
+        .models
+        .clear();
+    sim.report(&agent("mlserver", 0), "iris", 1, Report::LoadFailed);
+    assert_eq!(
+        sim.status("iris"),
+        (ModelFailed, "the artefact is broken".into())
+    );
+    sim.advance(sim.config.retry_first);
+    sim.settle();
+    assert_eq!(
+        (sim.route("iris"), sim.state_of("iris")),
+        (vec!["1@mlserver[1]*1".to_owned()], ModelAvailable)
+    );
+    // Where there is no other replica it is tried again there.
+    sim.disconnect(&agent("mlserver", 0));
+    sim.agents
+        .get_mut(&agent("mlserver", 1))
+        .unwrap()
+        .models
+        .clear();
+    sim.report(&agent("mlserver", 1), "iris", 1, Report::LoadFailed);
+    sim.advance(sim.config.retry_first);
+    sim.settle();
+    assert_eq!(
+        (sim.route("iris"), sim.state_of("iris")),
+        (vec!["1@mlserver[1]*1".to_owned()], ModelAvailable)
+    );
 }

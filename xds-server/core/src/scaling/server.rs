@@ -1,6 +1,10 @@
 //! Autoscaling of servers: as many replicas as the models on one need, between its bounds. Whoever owns the server's
 //! replicas (the operator) is asked for them; that there are more, or fewer, is then told by `ServerNotify`.
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     Effect,
@@ -173,7 +177,11 @@ fn ask(name: &Arc<str>, replicas: u32, world: &mut World) {
 /// Looks at what is asked for: what nobody needs any more is withdrawn, what nobody follows is asked for again, and fewer
 /// are asked for where some hold nothing, or where what they hold fits on the others. For that all must be there: one that
 /// is on its way is wanted by somebody.
-pub(crate) fn consider_fewer(world: &mut World, name: &Arc<str>) {
+pub(crate) fn consider_fewer(
+    world: &mut World,
+    name: &Arc<str>,
+    models: &BTreeMap<Arc<str>, Entry>,
+) {
     let (pause, now) = (world.config.scale_server_down_pause, world.now.monotonic);
     let packing = world.config.server_packing > 0.0;
     let allowed = world.config.server_autoscaling && world.sync.done;
@@ -219,26 +227,57 @@ pub(crate) fn consider_fewer(world: &mut World, name: &Arc<str>) {
     let fewer = expected
         .saturating_sub(u32::try_from(empty).unwrap_or(u32::MAX))
         .max(least);
-    if fewer < expected {
+    if fewer < expected && fits_without(expected - fewer, name, server, models) {
         return ask(name, fewer, world);
     }
     if !packing || in_use < expected || server.scaling.credit < 1.0 {
         return;
     }
     server.scaling.credit = 0.0;
-    if expected > least && fits_without_last(server) {
+    if expected > least && fits_without(1, name, server, models) {
         ask(name, expected - 1, world);
     }
 }
 
-/// Whether the others have room for what the last replica holds.
-fn fits_without_last(server: &Server) -> bool {
-    let mut replicas = server.replicas.values();
-    let Some(last) = replicas.next_back() else {
-        return false;
-    };
-    let free: u64 = replicas.map(|replica| replica.free()).sum();
-    last.booked <= free
+/// Whether each model of the last replicas has room on another that does not have it yet. Free memory in small pieces
+/// would not do: what found no place would ask for a replica again.
+fn fits_without(
+    leaving: u32,
+    name: &Arc<str>,
+    server: &Server,
+    models: &BTreeMap<Arc<str>, Entry>,
+) -> bool {
+    let mut free: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut going = BTreeSet::new();
+    let mut left = BTreeSet::new();
+    for (index, replica) in server.replicas.iter().rev() {
+        if going.len() < leaving as usize {
+            going.insert(*index);
+            left.extend(replica.models.keys());
+        } else {
+            free.insert(*index, replica.free());
+        }
+    }
+    let entries = left.into_iter().filter_map(|model| models.get(model));
+    let mut versions = entries
+        .flat_map(|entry| &entry.versions)
+        .filter(|version| version.is_on(name));
+    versions.all(|version| {
+        let moving = version.replicas.iter();
+        let moving = moving.filter(|replica| going.contains(&replica.index));
+        let without = free
+            .iter_mut()
+            .filter(|(index, _)| version.position(**index).is_none());
+        let mut without: Vec<&mut u64> = without.map(|(_, free)| free).collect();
+        without.sort_unstable_by(|one, next| next.cmp(one));
+        let (count, needs) = (moving.count(), version.required());
+        without.len() >= count
+            && without.into_iter().take(count).all(|free| {
+                let room = *free >= needs;
+                *free = free.saturating_sub(needs);
+                room
+            })
+    })
 }
 
 /// What a model waits for of a server's owner, in words.

@@ -16,7 +16,7 @@ use crate::{
     reconcile::{fail_load, fail_unload, record},
     replica_state::{
         ReplicaState::{self, *},
-        can_receive_traffic, is_loading,
+        can_receive_traffic, holds_memory, is_loaded, is_loading,
     },
     scaling,
     server::{ServerReplica, endpoint},
@@ -162,7 +162,7 @@ fn compare(
     let state = version.replicas[at].state;
     if let Some(model) = found {
         let stale = scaling::has_bounds(&model) != scaling::has_bounds(&version.spec);
-        if stale && crate::replica_state::is_loaded(state) {
+        if stale && is_loaded(state) {
             world.tell_watch(version, version.replicas[at].index);
         }
         learn_runtime(
@@ -318,8 +318,9 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
                     || matches!(state, LoadFailed | Loaded | Available | LoadedUnavailable)
             }
         }
+        // Also of one that was loaded: the agent had to give it up, and could not bring it back.
         Reported::LoadFailed | Reported::LoadFailMemory => {
-            |state| is_loading(state) || state == LoadFailed
+            |state| is_loading(state) || is_loaded(state) || state == LoadFailed
         }
         Reported::Unloaded => |state| matches!(state, UnloadRequested | Unloading | UnloadFailed),
         Reported::UnloadFailed => {
@@ -358,7 +359,7 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
             world.remove_replica(&entry.name, version, at);
         }
         Reported::LoadFailed | Reported::LoadFailMemory => {
-            if is_loading(actual) {
+            if is_loading(actual) || is_loaded(actual) {
                 fail_load(
                     version,
                     at,
@@ -428,8 +429,40 @@ fn unexpected(state: &mut State, report: &ModelEventMessage) -> Result<(), Refus
             );
             Ok(())
         }
-        (Reported::Unloaded, _) => Ok(()),
+        (Reported::Unloaded, _) => {
+            freed(state, &server, report);
+            Ok(())
+        }
         _ => Err(mismatch(report, "absent")),
+    }
+}
+
+/// What was on its way out when its agent subscribed was neither free nor named as loaded: now it is free.
+fn freed(state: &mut State, server: &Arc<str>, report: &ModelEventMessage) {
+    let State { models, world, .. } = state;
+    let index = report.replica_idx;
+    let host = world.servers.get_mut(server);
+    let Some(host) = host.and_then(|server| server.replicas.get_mut(&index)) else {
+        return;
+    };
+    let entries = host.models.keys().filter_map(|name| models.get(name));
+    let there = |version: &&Version| {
+        let at = version.position(index).filter(|_| version.is_on(server));
+        at.is_some_and(|at| {
+            let state = version.replicas[at].state;
+            holds_memory(state) && !is_loading(state)
+        })
+    };
+    let versions = entries.flat_map(|entry| &entry.versions).filter(there);
+    let held: u64 = versions.map(Version::required).sum();
+    let percent = 100 + u64::from(host.over_commit);
+    let most = host.total_memory.saturating_mul(percent) / 100;
+    let capacity = most.min(report.available_memory_bytes.saturating_add(held));
+    if capacity > host.capacity {
+        host.capacity = capacity;
+        host.excess = host.excess.min(host.booked.saturating_sub(capacity));
+        world.touch_server(server);
+        world.retry_unplaced();
     }
 }
 

@@ -108,7 +108,7 @@ pub(crate) fn load_model(state: &mut State, mut model: Model) -> Result<(), Refu
             let replicas = || entry.versions.iter().flat_map(|version| &version.replicas);
             if !state.world.sync.done || !replicas().all(|replica| is_inactive(replica.state)) {
                 return Err(Refusal::Precondition(format!(
-                    "model {name} is still being unloaded: load it again when it is terminated"
+                    "model {name} is still being unloaded: load it again when it is terminated (seldon model status {name} -w ModelTerminated)"
                 )));
             }
             revive(entry, model);

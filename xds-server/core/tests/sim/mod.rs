@@ -376,6 +376,9 @@ impl Sim {
         let model = version.model.unwrap();
         let name = model.meta.clone().unwrap().name;
         let entry = (name.clone(), version.version);
+        // What is loaded already is only told whether to watch it: that cannot fail.
+        let succeed = succeed
+            || (message.operation() == Operation::LoadModel && agent.models.contains_key(&entry));
         let event = match (message.operation(), succeed) {
             (Operation::LoadModel, true) => {
                 let others = agent.models.iter().filter(|(key, _)| **key != entry);
