@@ -17,7 +17,7 @@ use crate::{admin, world::Target};
 #[derive(Clone)]
 pub struct Held {
     listener: Value,
-    clusters: Vec<Value>,
+    pub clusters: Vec<Value>,
     /// Route configurations by their scopes' keys.
     pub scopes: BTreeMap<String, Value>,
     /// The wasm filter.

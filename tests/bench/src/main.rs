@@ -4,10 +4,16 @@
 mod admin;
 mod against;
 mod agent_hop;
+mod density;
+mod dice;
 mod experiments;
+mod fleet;
 mod frozen;
+mod lru;
+mod over_commit;
 mod pipelines;
 mod report;
+mod ring_hash;
 mod scale;
 mod scripted;
 mod shots;
@@ -43,7 +49,8 @@ struct Args {
     /// With --against: connections.
     #[arg(long, default_value_t = 16)]
     connections: usize,
-    /// Only the section with this name: scale, agent, experiments or pipelines.
+    /// Only the section with this name: scale, agent, experiments, density, over-commit,
+    /// ring-hash or pipelines.
     #[arg(long)]
     only: Option<String>,
     #[command(flatten)]
@@ -75,6 +82,15 @@ async fn main() -> Result<()> {
     }
     if wanted("experiments") {
         experiments::run(args.seconds, &mut report).await?;
+    }
+    if wanted("density") {
+        density::run(args.models, &mut report).await?;
+    }
+    if wanted("over-commit") {
+        over_commit::run(args.seconds, &mut report).await?;
+    }
+    if wanted("ring-hash") {
+        ring_hash::run(&mut report).await?;
     }
     if wanted("pipelines") {
         pipelines::run(&args.pipelines, args.seconds, &mut report).await?;

@@ -21,6 +21,9 @@ pub struct Ledger {
 pub struct Asked {
     /// Inferences by the model's name, as the agent gave it.
     pub counts: BTreeMap<String, u64>,
+    /// Loads by the model's name.
+    #[serde(default)]
+    pub loads: BTreeMap<String, u64>,
     /// Oldest first.
     pub recorded: Vec<Inference>,
 }
@@ -81,6 +84,9 @@ impl Ledger {
 
     /// Notes that a model was loaded, or unloaded.
     pub(crate) fn hold(&self, model: String, loaded: bool) {
+        if loaded {
+            *self.lock().loads.entry(model.clone()).or_default() += 1;
+        }
         let mut held = self.held();
         if loaded {
             held.insert(model);
