@@ -58,7 +58,9 @@ pub enum UriError {
         "path {path:?} is outside the folders that models may be read from ({roots}): see the agent's --allowed-local-roots"
     )]
     OutsideRoots { path: String, roots: String },
-    #[error("host {0:?} may not be read over http: see the agent's --allowed-http-hosts (SELDON_ALLOWED_HTTP_HOSTS, also for `seldon local up`)")]
+    #[error(
+        "host {0:?} may not be read over http: see the agent's --allowed-http-hosts (SELDON_ALLOWED_HTTP_HOSTS, also for `seldon local up`)"
+    )]
     HostNotAllowed(String),
 }
 

@@ -17,7 +17,10 @@ fn finds_the_name_that_each_form_of_path_holds() {
         ("/v2/models/iris#y", "iris"),
         ("/v2/models/iris/versions/3/ready", "iris"),
         ("/v2/models/iris/infer/chat/completions", "iris"),
-        ("/v2/models/e.experiment/infer_stream/models/x", "e.experiment"),
+        (
+            "/v2/models/e.experiment/infer_stream/models/x",
+            "e.experiment",
+        ),
         ("//v2//models///iris//infer", "iris"),
         ("/v2/models/p.pipeline/infer", "p.pipeline"),
         ("/v2/models/e.experiment/infer", "e.experiment"),
