@@ -61,7 +61,7 @@ pub struct Options {
     /// Hosts (host or host:port) that a storageUri may name by http or https.
     #[arg(long, env = "SELDON_ALLOWED_HTTP_HOSTS", value_delimiter = ',')]
     pub allowed_http_hosts: Vec<String>,
-    /// Folder of storage secrets: <secret>/<key> or <secret>.yaml.
+    /// Folder of storage secrets: a folder of files for each, as Kubernetes mounts them, or a YAML file.
     #[arg(long, env = "SELDON_SECRETS_PATH")]
     pub secrets_path: Option<PathBuf>,
     /// Downloads at a time; those longer than half a minute count in a bound of four times as many.

@@ -50,13 +50,14 @@ async fn changes() -> Result<()> {
     }
     .start()?;
     let begin = Instant::now();
-    let done = Arc::new(AtomicUsize::new(0));
+    let (done, drained) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
     let lanes: Vec<_> = (0..LANES)
         .map(|number| {
             let lane = Lane {
                 fleet: fleet.clone(),
                 statuses: statuses.clone(),
                 done: done.clone(),
+                drained: drained.clone(),
                 wanted,
                 number,
             };
@@ -64,7 +65,7 @@ async fn changes() -> Result<()> {
         })
         .collect();
     let (end, ended) = watch::channel(false);
-    let drains = tokio::spawn(drain(fleet.clone(), ended));
+    let drains = tokio::spawn(drain(fleet.clone(), drained.clone(), ended));
     let (mut took, mut asked) = (Vec::new(), Vec::new());
     for lane in lanes {
         let outcome = lane.await??;
@@ -72,7 +73,8 @@ async fn changes() -> Result<()> {
         asked.extend(outcome.asked);
     }
     end.send_replace(true);
-    let drained = drains.await??;
+    drains.await??;
+    let drained = drained.load(Ordering::Relaxed);
     let elapsed = begin.elapsed();
     asked.push(load.stop().await?);
     let sent: u64 = asked.iter().map(|report| report.sent).sum();
@@ -93,23 +95,27 @@ async fn changes() -> Result<()> {
         took.len() >= wanted && sent as f64 > elapsed.as_secs_f64() * 270.0,
         "too little was tried"
     );
-    ensure!(drained >= 4, "only {drained} replicas were drained");
     fleet.whole(&steady, EVERYWHERE, 30).await?;
     Ok(())
 }
 
 /// One replica after the other is asked to end: it drains, ends and comes back, all the time.
-async fn drain(fleet: Arc<Fleet>, mut ended: watch::Receiver<bool>) -> Result<usize> {
-    for round in 0.. {
+async fn drain(
+    fleet: Arc<Fleet>,
+    drained: Arc<AtomicUsize>,
+    mut ended: watch::Receiver<bool>,
+) -> Result<()> {
+    loop {
+        let round = drained.load(Ordering::Relaxed);
         let agent = Component::Agent(round % EVERYWHERE as usize);
         fleet.system.restart(agent).await?;
+        drained.fetch_add(1, Ordering::Relaxed);
         let pause = tokio::time::sleep(BETWEEN_DRAINS);
         tokio::select! {
             () = pause => {}
-            _ = ended.wait_for(|ended| *ended) => return Ok(round + 1),
+            _ = ended.wait_for(|ended| *ended) => return Ok(()),
         }
     }
-    Ok(0)
 }
 
 fn shots(name: &str) -> [Shot; 2] {
@@ -128,6 +134,8 @@ struct Lane {
     fleet: Arc<Fleet>,
     statuses: Arc<Statuses>,
     done: Arc<AtomicUsize>,
+    /// Replicas that were drained so far; each has its turn before the changes end.
+    drained: Arc<AtomicUsize>,
     wanted: usize,
     number: usize,
 }
@@ -144,7 +152,8 @@ impl Lane {
             asked: Vec::new(),
         };
         for round in 0.. {
-            if self.done.fetch_add(5, Ordering::Relaxed) >= self.wanted {
+            let enough = self.drained.load(Ordering::Relaxed) >= EVERYWHERE as usize;
+            if self.done.fetch_add(5, Ordering::Relaxed) >= self.wanted && enough {
                 break;
             }
             self.life(&format!("changing-{}-{round}", self.number), &mut outcome)

@@ -256,7 +256,7 @@ fn placement(running: &Running) -> Result<()> {
     ensure!(reason.contains("tensorflow"), "{reason}");
     let reason = fails(running, &Spec::iris("needs-memory").memory(1 << 40), state)?;
     ensure!(
-        reason.contains("needs 1099511627776 bytes") && reason.contains("free"),
+        reason.contains("needs 1 TiB") && reason.contains("in all"),
         "{reason}"
     );
     let reason = fails(running, &Spec::iris("needs-replicas").replicas(7), state)?;
