@@ -31,7 +31,7 @@ pub struct Config {
     pub over_commit_percentage: u32,
     /// Requirements of models that the replicas of `mlserver` meet.
     pub capabilities: Vec<String>,
-    /// Packages with further runtimes of MLServer, which add to those; see [`Config::add_runtimes`].
+    /// Packages with further runtimes of MLServer, which add to those.
     #[serde(default)]
     pub runtimes: Option<PathBuf>,
     pub log_level: String,
