@@ -558,6 +558,8 @@ fn a_loaded_model_that_its_agent_gave_up_goes_elsewhere() {
         .models
         .clear();
     sim.report(&agent("mlserver", 0), "iris", 1, Report::LoadFailed);
+    // It is asked to load it again, and cannot.
+    assert!(sim.work(&agent("mlserver", 0), false));
     assert_eq!(
         sim.status("iris"),
         (ModelFailed, "the artefact is broken".into())

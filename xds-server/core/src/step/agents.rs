@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use seldon_proto::{
     agent::{
         AgentSubscribeRequest, ModelEventMessage, ReplicaUsage,
-        model_event_message::Event as Reported,
+        model_event_message::Event as Reported, model_operation_message::Operation,
     },
     scheduler::{Model, ModelRuntimeInfo},
 };
@@ -158,7 +158,6 @@ fn compare(
     found: Option<Model>,
     world: &mut World,
 ) {
-    use seldon_proto::agent::model_operation_message::Operation;
     let state = version.replicas[at].state;
     if let Some(model) = found {
         let stale = scaling::has_bounds(&model) != scaling::has_bounds(&version.spec);
@@ -359,7 +358,12 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
             world.remove_replica(&entry.name, version, at);
         }
         Reported::LoadFailed | Reported::LoadFailMemory => {
-            if is_loading(actual) || is_loaded(actual) {
+            if is_loaded(actual) {
+                // The agent gave it up, or this was said before it loaded: what is so the order to load it shows.
+                world.set_state(version, at, Loading, None);
+                version.replicas[at].gate = None;
+                world.send(version, report.replica_idx, Operation::LoadModel);
+            } else if is_loading(actual) {
                 fail_load(
                     version,
                     at,
