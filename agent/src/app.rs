@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use prometheus_client::registry::Registry as Families;
 use seldon_agent_proxy::{Limits as ProxyLimits, Metrics, Proxy, Upstream};
-use seldon_tls::{ClientTls, Environment, Protocol, ServerTls};
+use seldon_tls::{ClientTls, Environment, Protocol};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::control::{Control, Identity};
 use crate::models::{Memory, Parts, Registry, Times};
 use crate::options::{Options, ServerType};
 use crate::owner;
-use crate::repository::{InferUri, Mlserver, Repository, Triton};
+use crate::repository::{InferUri, MODELS, Mlserver, Repository, Triton};
 use crate::scaling::Thresholds;
 use crate::server::{self, InferenceServer};
 
@@ -135,7 +135,7 @@ pub async fn run(
     services.spawn(async move {
         Ok(seldon_telemetry::serve(metrics_listener, Arc::new(families), metrics_end).await?)
     });
-    let tls = proxy_tls()?;
+    let tls = Environment::of_process("ENVOY").upstream()?;
     let proxies_end = CancellationToken::new();
     let mut proxies = JoinSet::new();
     for listener in [rest, grpc] {
@@ -339,11 +339,11 @@ async fn follow_config(
 }
 
 fn repository(options: &Options) -> anyhow::Result<Arc<dyn Repository>> {
-    let models = options.agent_folder.join("models");
+    let models = options.agent_folder.join(MODELS);
     if options.server_type == ServerType::Triton {
         return Ok(Arc::new(Triton::open(models)?));
     }
-    let tls = protocol("ENVOY")? == Protocol::Ssl;
+    let tls = Environment::of_process("ENVOY").protocol()? == Protocol::Ssl;
     let envoy = InferUri {
         host: options.envoy_host.clone(),
         port: options.envoy_port,
@@ -411,14 +411,7 @@ fn proxy(options: &Options, registry: Registry, metrics: Arc<Metrics>) -> Proxy<
 }
 
 fn control(options: &Options, identity: Identity, registry: Registry) -> anyhow::Result<Control> {
-    let tls = match protocol("CONTROL_PLANE")? {
-        Protocol::Plaintext => None,
-        Protocol::Ssl => {
-            let environment = Environment::new("CONTROL_PLANE", &variable);
-            let (own, peer) = (environment.files("CLIENT")?, environment.files("SERVER")?);
-            Some(ClientTls::follow(own, peer, &[b"h2"])?)
-        }
-    };
+    let tls = Environment::of_process("CONTROL_PLANE").client("CLIENT", "SERVER")?;
     let port = if tls.is_some() {
         options.scheduler_tls_port
     } else {
@@ -450,25 +443,4 @@ pub fn scheduler(
     }
     let keep_alive = Duration::from_secs(keep_alive_seconds.max(1));
     Ok(seldon_tls::channel(host, port, tls, keep_alive)?)
-}
-
-fn proxy_tls() -> anyhow::Result<Option<ServerTls>> {
-    if protocol("ENVOY")? == Protocol::Plaintext {
-        return Ok(None);
-    }
-    let environment = Environment::new("ENVOY", &variable);
-    let (own, peer) = (
-        environment.files("UPSTREAM_SERVER")?,
-        environment.files("UPSTREAM_CLIENT")?,
-    );
-    // Envoy names no protocol towards agents, and each connection is looked at anyway.
-    Ok(Some(ServerTls::follow(own, peer, &[b"h2", b"http/1.1"])?))
-}
-
-fn protocol(name: &str) -> Result<Protocol, seldon_tls::Error> {
-    Environment::new(name, &variable).protocol()
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::repository::remove_folder;
+use crate::repository::{MODELS, remove_folder};
 
 const FILE: &str = "owner";
 
@@ -25,7 +25,7 @@ pub(crate) fn claim(folder: &Path, owner: &str) -> anyhow::Result<()> {
                 owner,
                 "the folder belonged to another replica: the models in it are removed"
             );
-            remove_folder(&folder.join("models"))?;
+            remove_folder(&folder.join(MODELS))?;
         }
         None => {}
     }

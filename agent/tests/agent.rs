@@ -309,10 +309,7 @@ async fn reloads_after_the_inference_server_restarts() {
         .broken
         .insert("bad_1".into());
     world.kill_inference();
-    until("not ready", async || {
-        (get(agent.readiness, "/ready").await.0 == 503).then_some(())
-    })
-    .await;
+    agent.unready().await;
     world.revive_inference().await;
     let again = world.scheduler.subscription(1).await;
     assert_eq!(again.loaded_models.len(), 1);
@@ -339,10 +336,7 @@ async fn a_restart_while_models_are_restored_loses_none() {
         assert_eq!(world.scheduler.event(name).await.event(), Event::Loaded);
     }
     world.kill_inference();
-    until("not ready", async || {
-        (get(agent.readiness, "/ready").await.0 == 503).then_some(())
-    })
-    .await;
+    agent.unready().await;
     world.inference.memory.lock().unwrap().restarts_after = Some("two_1".into());
     world.revive_inference().await;
     let again = world.scheduler.subscription(1).await;

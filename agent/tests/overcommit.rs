@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Agent, World, get, metric, model, until};
+use common::{Agent, World, metric, model, until};
 use futures_util::future::join_all;
 use seldon_grpc::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use seldon_proto::agent::model_event_message::Event;
@@ -386,10 +386,7 @@ async fn a_restarted_inference_server_gets_back_what_it_held() {
     let agent = agent_with(&world, &[], &["a", "b", "c", "d", "e"]).await;
     assert_eq!(agent.infer("c_1").await.as_deref(), Ok("c_1"));
     world.kill_inference();
-    until("not ready", async || {
-        (get(agent.readiness, "/ready").await.0 == 503).then_some(())
-    })
-    .await;
+    agent.unready().await;
     world.revive_inference().await;
     let again = world.scheduler.subscription(1).await;
     assert_eq!(again.loaded_models.len(), 5);

@@ -2,7 +2,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use seldon_tls::{ClientTls, Environment, Protocol};
+use seldon_tls::Environment;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -116,15 +116,10 @@ impl Observer {
 
 /// A channel that connects when it is used.
 fn scheduler(options: &Options) -> anyhow::Result<Channel> {
-    let variable = |name: &str| std::env::var(name).ok();
-    let environment = Environment::new("CONTROL_PLANE", &variable);
-    let (tls, port) = match environment.protocol()? {
-        Protocol::Plaintext => (None, options.plaintxt_port()),
-        Protocol::Ssl => {
-            let (own, peer) = (environment.files("CLIENT")?, environment.files("SERVER")?);
-            let tls = ClientTls::follow(own, peer, &[b"h2"])?;
-            (Some(tls), options.scheduler_tls_port)
-        }
+    let tls = Environment::of_process("CONTROL_PLANE").client("CLIENT", "SERVER")?;
+    let port = match tls {
+        Some(_) => options.scheduler_tls_port,
+        None => options.plaintxt_port(),
     };
     seldon_tls::channel(&options.scheduler_host, port, tls, KEEP_ALIVE).context("SCHEDULER_HOST")
 }

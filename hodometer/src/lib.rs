@@ -13,7 +13,6 @@ mod options;
 mod publish;
 pub mod receiver;
 mod scheduler;
-mod signals;
 mod tally;
 mod target;
 mod usage;
@@ -21,6 +20,5 @@ mod workload;
 
 pub use app::run;
 pub use options::Options;
-pub use signals::told_to_stop;
 pub use tally::Tally;
 pub use usage::{Features, Installation, Level, Limits, Resources, Usage};

@@ -6,6 +6,6 @@ use seldon_hodometer::Options;
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let _telemetry = seldon_telemetry::init("seldon-hodometer", &options.log_level, None)?;
-    let stop = seldon_hodometer::told_to_stop()?;
+    let stop = seldon_telemetry::told_to_stop()?;
     seldon_hodometer::run(options, stop).await
 }

@@ -177,7 +177,7 @@ impl Test {
         if self.long {
             cache.envoy(EnvoyVersion::V1_36_4)?;
         }
-        seldon_local::make_all_artefacts(&cache, &cache.root().join("artefacts"))
+        seldon_local::make_artefacts(&cache, &cache.root().join("artefacts"), true)
     }
 
     fn tests(&self, flags: &[&str], programs: &[String], said: &mut Vec<String>) -> Result<()> {

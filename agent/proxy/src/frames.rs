@@ -1,17 +1,11 @@
 //! Names the model in every gRPC request message of a stream of bytes, however it is cut.
-use std::{
-    collections::VecDeque,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{collections::VecDeque, io, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::write::GzDecoder;
 
 use crate::{
+    held::{Budget, Share},
     models::Limits,
     protobuf::{Malformed, Scanner},
 };
@@ -280,91 +274,37 @@ impl Rewriter {
     }
 }
 
-/// Bytes of decompressed messages, and of bodies that are translated, that all requests of a proxy hold together, and the
-/// most they may.
-pub(crate) struct Budget {
-    held: AtomicUsize,
-    most: usize,
-}
-
-impl Budget {
-    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
-        Arc::new(Self {
-            held: AtomicUsize::new(0),
-            most: limits.all_decompressed_bytes,
-        })
-    }
-
-    /// Counts bytes that are about to be held, unless they are too many.
-    pub(crate) fn take(&self, bytes: usize) -> bool {
-        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if held > self.most {
-            self.give(bytes);
-        }
-        held <= self.most
-    }
-
-    /// Counts them no more.
-    pub(crate) fn give(&self, bytes: usize) {
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-/// A decompressed message, counted until its last byte has been sent.
-struct Held {
-    bytes: Vec<u8>,
-    budget: Arc<Budget>,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.budget.give(self.bytes.len());
-    }
-}
-
-/// What a decompressor may write into.
+/// What a decompressor may write into; counted until the last byte has been sent.
 struct Capped {
-    held: Held,
+    bytes: Vec<u8>,
+    share: Share,
     cap: usize,
     full: bool,
 }
 
 impl Capped {
     fn new(cap: usize, budget: &Arc<Budget>) -> Self {
-        let held = Held {
-            bytes: Vec::new(),
-            budget: budget.clone(),
-        };
         Self {
-            held,
+            bytes: Vec::new(),
+            share: Share::none(budget),
             cap,
             full: false,
         }
     }
 
     fn take(&mut self) -> Bytes {
-        let empty = Held {
-            bytes: Vec::new(),
-            budget: self.held.budget.clone(),
-        };
-        Bytes::from_owner(std::mem::replace(&mut self.held, empty))
+        self.share.take().keep(std::mem::take(&mut self.bytes))
     }
 }
 
 impl io::Write for Capped {
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-        let fits = part.len() <= self.cap - self.held.bytes.len();
-        if !fits || !self.held.budget.take(part.len()) {
+        let length = self.bytes.len() + part.len();
+        if length > self.cap || !self.share.resize(length) {
             self.full = true;
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.held.bytes.extend_from_slice(part);
+        self.bytes.extend_from_slice(part);
         Ok(part.len())
     }
 

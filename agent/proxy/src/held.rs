@@ -1,11 +1,44 @@
 //! Bodies that have to be held whole, counted with all others that are.
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt as _;
 
-use crate::frames::Budget;
+use crate::models::Limits;
+
+/// Bytes of decompressed messages, and of bodies that are translated, that all requests of a proxy hold together, and the
+/// most they may.
+pub(crate) struct Budget {
+    held: AtomicUsize,
+    most: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            held: AtomicUsize::new(0),
+            most: limits.all_decompressed_bytes,
+        })
+    }
+
+    /// Counts bytes that are about to be held, unless they are too many.
+    fn take(&self, bytes: usize) -> bool {
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if held > self.most {
+            self.give(bytes);
+        }
+        held <= self.most
+    }
+
+    /// Counts them no more.
+    fn give(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
 
 /// A share of what may be held, given back when it is dropped.
 pub(crate) struct Share {
@@ -28,6 +61,12 @@ impl Share {
         }
         self.bytes = bytes;
         true
+    }
+
+    /// What it counts, which it counts no more.
+    pub(crate) fn take(&mut self) -> Self {
+        let none = Self::none(&self.budget);
+        std::mem::replace(self, none)
     }
 
     /// Bytes that are counted as long as they are held.
@@ -95,7 +134,6 @@ mod tests {
     use http_body_util::Full;
 
     use super::*;
-    use crate::models::Limits;
 
     fn budget(most: usize) -> Arc<Budget> {
         Budget::new(&Limits {

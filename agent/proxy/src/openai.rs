@@ -1,13 +1,10 @@
 //! Requests in OpenAI's language: held, translated, and answered in the same language.
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method as Verb, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use seldon_openai::{
     Asked, Call, Context, Events, Failure, error_of_model, from_inference, models, to_inference,
 };
@@ -78,6 +75,10 @@ pub(crate) async fn handle<M: Models>(
             }
         }
         OpenAi::Models { retrieved } => list(proxy, &request, retrieved, &id, &mut exchange).await,
+        OpenAi::Method(allow) => {
+            let refused = routes::Refused::Method(allow);
+            Err(Refusal::route(refused, request.uri().path()).into())
+        }
     };
     let response = match answered {
         Ok(response) => response,
@@ -114,8 +115,7 @@ async fn list<M: Models>(
     id: &HeaderValue,
     exchange: &mut Exchange,
 ) -> Result<Response<ProxyBody>, Stop> {
-    let route = OpenAi::Models { retrieved };
-    let internal = allowed(request, route, exchange)?;
+    let internal = exchange.internal().ok_or_else(Refusal::unnamed)?;
     let path = request.uri().path();
     let (name, asked) = (routes::model_in(path), routes::last_in(path));
     if retrieved && asked != name {
@@ -126,25 +126,6 @@ async fn list<M: Models>(
     Ok(json(StatusCode::OK, models(&name, retrieved), id))
 }
 
-/// Checks the method, and tells which model answers.
-fn allowed(
-    request: &Request<Incoming>,
-    route: OpenAi,
-    exchange: &Exchange,
-) -> Result<Arc<str>, Refusal> {
-    let methods = route.methods();
-    if !methods.contains(request.method()) {
-        let allow = if methods.contains(&Verb::POST) {
-            "POST"
-        } else {
-            "GET, HEAD"
-        };
-        let refused = routes::Refused::Method(allow);
-        return Err(Refusal::route(refused, request.uri().path()));
-    }
-    exchange.internal().ok_or_else(Refusal::unnamed)
-}
-
 async fn ask<M: Models>(
     proxy: &Proxy<M>,
     request: Request<Incoming>,
@@ -153,15 +134,12 @@ async fn ask<M: Models>(
     exchange: &mut Exchange,
 ) -> Result<Answer, Stop> {
     let core = &proxy.core;
-    let internal = allowed(&request, OpenAi::Call { call, streamed }, exchange)?;
-    let fields = request.headers();
-    if fields.contains_key(header::CONTENT_ENCODING) {
+    let internal = exchange.internal().ok_or_else(Refusal::unnamed)?;
+    if request.headers().contains_key(header::CONTENT_ENCODING) {
         return Err(Refusal::compressed().into());
     }
-    let length = fields.get(header::CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let most = core.limits.translated_bytes;
-    if length.is_some_and(|length| length > most as u64) {
+    if request.body().size_hint().lower() > most as u64 {
         return Err(Refusal::too_large(most).into());
     }
     // Before the body is read: what waits for its turn holds nothing.
@@ -333,7 +311,7 @@ async fn answer(
         return Err(Failure::coded(502, "bad_model_output", message).into());
     }
     let answer = off_thread(body.len(), move || from_inference(&context, &body)).await?;
-    let mut share = std::mem::replace(share, Share::none(&core.budget));
+    let mut share = share.take();
     if !share.resize(answer.len()) {
         return Err(Refusal::full().into());
     }

@@ -22,6 +22,8 @@ pub(crate) enum OpenAi {
     Call { call: Call, streamed: bool },
     /// The list of models, or the one that is named last.
     Models { retrieved: bool },
+    /// Nothing, for its method is none of those that are allowed: this is said in OpenAI's form.
+    Method(&'static str),
 }
 
 /// Why a request goes no further.
@@ -97,11 +99,11 @@ pub(crate) fn rest(method: &Method, path: &str) -> Result<Rest, Refused> {
     } else {
         *method == Method::GET || *method == Method::HEAD
     };
-    // In OpenAI's language it is said in OpenAI's form.
-    if allowed || matches!(route, Rest::OpenAi(_)) {
-        Ok(route)
-    } else {
-        Err(Refused::Method(if posts { "POST" } else { "GET, HEAD" }))
+    let allow = if posts { "POST" } else { "GET, HEAD" };
+    match route {
+        _ if allowed => Ok(route),
+        Rest::OpenAi(_) => Ok(Rest::OpenAi(OpenAi::Method(allow))),
+        _ => Err(Refused::Method(allow)),
     }
 }
 
@@ -124,16 +126,6 @@ fn openai(tail: &str, first: &str, second: Option<&str>) -> Result<OpenAi, Refus
         _ => return Err(Refused::NotFound),
     };
     Ok(OpenAi::Call { call, streamed })
-}
-
-impl OpenAi {
-    /// The methods that are allowed.
-    pub(crate) fn methods(self) -> &'static [Method] {
-        match self {
-            Self::Call { .. } => &[Method::POST],
-            Self::Models { .. } => &[Method::GET, Method::HEAD],
-        }
-    }
 }
 
 /// The model that a path names, which matters only where a body names one too.

@@ -1,10 +1,11 @@
 //! Names of the folders of downloads. Each is made from where an artefact comes from and with which credentials, so
 //! that only those who have the same share a download; mixed with a word of this machine, so that it tells nothing.
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
+
+use super::process::{hex, private_file, random};
 
 const SALT: &str = ".salt";
 const SALT_BYTES: usize = 32;
@@ -13,7 +14,7 @@ const LENGTH: usize = 32;
 
 /// Makes the names of one folder.
 pub struct Names {
-    salt: Vec<u8>,
+    salt: [u8; SALT_BYTES],
 }
 
 impl Names {
@@ -21,26 +22,19 @@ impl Names {
     pub fn open(folder: &Path) -> io::Result<Self> {
         let path = folder.join(SALT);
         if let Ok(salt) = std::fs::read(&path)
-            && salt.len() == SALT_BYTES
+            && let Ok(salt) = salt.try_into()
         {
             return Ok(Self { salt });
         }
-        let mut salt = vec![0; SALT_BYTES];
-        std::fs::File::open("/dev/urandom")?.read_exact(&mut salt)?;
-        let mut options = std::fs::OpenOptions::new();
-        let options = options.create(true).write(true).truncate(true).mode(0o600);
-        options.open(&path)?.write_all(&salt)?;
+        let salt = random()?;
+        private_file(&path)?.write_all(&salt)?;
         Ok(Self { salt })
     }
 
     /// The same for the same source.
     pub fn of(&self, source: &str) -> String {
-        let digest = Sha256::new().chain_update(&self.salt).chain_update(source);
-        let mut name = String::with_capacity(LENGTH);
-        for byte in digest.finalize().iter().take(LENGTH / 2) {
-            name.push_str(&format!("{byte:02x}"));
-        }
-        name
+        let digest = Sha256::new().chain_update(self.salt).chain_update(source);
+        hex(&digest.finalize()[..LENGTH / 2])
     }
 
     /// Says whether a name may have been made here.

@@ -1,5 +1,7 @@
 //! An rclone of the agent's own: on loopback, with credentials nobody else knows, restarted when it ends.
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -28,7 +30,7 @@ pub async fn start(own: Own, stop: CancellationToken) -> anyhow::Result<Rclone> 
     tokio::fs::create_dir_all(&own.folder).await?;
     end_orphan(&own);
     let port = free_port(0)?;
-    let credentials = ("agent".to_owned(), random_word()?);
+    let credentials = ("agent".to_owned(), hex(&random::<24>()?));
     let endpoint = Endpoint {
         host: "127.0.0.1".to_owned(),
         port: Arc::new(AtomicU16::new(port)),
@@ -108,12 +110,9 @@ fn spawn(own: &Own, endpoint: &Endpoint) -> anyhow::Result<Child> {
     Ok(child)
 }
 
-fn log_file(own: &Own) -> std::io::Result<Stdio> {
-    use std::os::unix::fs::OpenOptionsExt;
+fn log_file(own: &Own) -> io::Result<Stdio> {
     // rclone's log may hold credentials: only the owner reads it.
-    let mut options = std::fs::OpenOptions::new();
-    options.create(true).write(true).truncate(true).mode(0o600);
-    Ok(options.open(own.folder.join("rclone.log"))?.into())
+    Ok(private_file(&own.folder.join("rclone.log"))?.into())
 }
 
 fn pid_file(own: &Own) -> PathBuf {
@@ -138,14 +137,26 @@ fn end_orphan(own: &Own) {
 }
 
 /// The given port of loopback, if it is free; any for 0.
-fn free_port(port: u16) -> std::io::Result<u16> {
+fn free_port(port: u16) -> io::Result<u16> {
     Ok(std::net::TcpListener::bind(("127.0.0.1", port))?
         .local_addr()?
         .port())
 }
 
-fn random_word() -> std::io::Result<String> {
-    let mut bytes = [0_u8; 24];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+/// An empty file that only its owner reads.
+pub(super) fn private_file(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.create(true).write(true).truncate(true).mode(0o600);
+    options.open(path)
+}
+
+/// Bytes that nobody can guess.
+pub(super) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

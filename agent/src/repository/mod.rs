@@ -16,6 +16,9 @@ pub use mlserver::{Mlserver, artefact_root};
 pub use settings::{InferUri, SETTINGS};
 pub use triton::{Triton, renamed};
 
+/// The folder of the models, within the agent's.
+pub(crate) const MODELS: &str = "models";
+
 /// Puts artefacts where an inference server finds them. All calls block on the disk.
 pub trait Repository: Send + Sync + 'static {
     /// Installs the artefact in `folder` under the name `internal`, replacing what was there. `record` is kept beside

@@ -24,40 +24,30 @@ pub(crate) struct Interpreter {
 /// MLServer's pins were seen to work together on 3.11 and need it or newer.
 const PINNED_FROM: u32 = 11;
 
+/// In the order in which they are tried where no other is called for.
+const ANY: [&str; 6] = [
+    "python3.11",
+    "python3",
+    "python3.12",
+    "python3.13",
+    "python3.10",
+    "python3.9",
+];
+
 impl Python {
     /// Finds one that can fetch and unpack a wheel.
     pub(crate) fn for_wheels() -> Result<Self> {
-        Self::find(
-            &[
-                "python3.11",
-                "python3",
-                "python3.12",
-                "python3.13",
-                "python3.10",
-                "python3.9",
-            ],
-            9..=99,
-        )
+        Self::find(&ANY, 9..=99)
     }
 
     /// Finds one that all test clients run on.
     pub(crate) fn for_clients() -> Result<Self> {
-        Self::find(
-            &[
-                "python3.11",
-                "python3",
-                "python3.12",
-                "python3.13",
-                "python3.10",
-            ],
-            10..=99,
-        )
+        Self::find(&ANY, 10..=99)
     }
 
     /// Finds one that the S3 server runs on.
     pub(crate) fn for_s3_server() -> Result<Self> {
-        let names = ["python3.11", "python3", "python3.12", "python3.13"];
-        Self::find(&names, 11..=99)
+        Self::find(&ANY, 11..=99)
     }
 
     /// Finds one that MLServer runs on.
@@ -76,15 +66,8 @@ impl Python {
 
     /// Lists those that may run Triton's Python models, best first.
     pub(crate) fn for_triton() -> Vec<Self> {
-        let names = [
-            "python3.11",
-            "python3",
-            "python3.12",
-            "python3.10",
-            "python3.9",
-        ];
         // The same name may lie on PATH twice: a pyenv's before the system's.
-        let paths = names.iter().flat_map(|name| all_on_path(name));
+        let paths = ANY.iter().flat_map(|name| all_on_path(name));
         paths
             .filter_map(|path| {
                 let minor = minor_version(&path).ok()?;

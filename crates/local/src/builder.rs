@@ -9,7 +9,7 @@ use seldon_components::{Cache, EnvoyVersion};
 use crate::component::Component;
 use crate::config::Config;
 use crate::counts::Counts;
-use crate::parts::{Parts, make_all_artefacts, make_artefacts};
+use crate::parts::{Parts, make_artefacts};
 use crate::ports::Ports;
 use crate::system::System;
 
@@ -186,12 +186,7 @@ impl Builder {
                 .with_context(|| format!("no folder {}", folder.display()))?,
             None => {
                 let folder = cache.root().join("artefacts");
-                let make = if self.runtimes {
-                    make_all_artefacts
-                } else {
-                    make_artefacts
-                };
-                make(&cache, &folder)?;
+                make_artefacts(&cache, &folder, self.runtimes)?;
                 folder
             }
         };

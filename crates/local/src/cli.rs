@@ -16,7 +16,7 @@ use seldon_components::{Cache, EnvoyVersion};
 use crate::component::Component;
 use crate::config::Config;
 use crate::counts::Counts;
-use crate::parts::{Parts, make_all_artefacts, make_artefacts};
+use crate::parts::{Parts, make_artefacts};
 use crate::ports::{FirstPorts, Ports, ReplicaPorts};
 use crate::ready::ready;
 use crate::supervise::{Home, ProcessStatus, kill_leftovers, supervise, write};
@@ -200,12 +200,7 @@ impl Up {
                 .with_context(|| format!("no folder {}", folder.display()))?,
             None => {
                 let folder = home.folder.join("artefacts");
-                let make = if self.runtimes {
-                    make_all_artefacts
-                } else {
-                    make_artefacts
-                };
-                make(&cache, &folder)?;
+                make_artefacts(&cache, &folder, self.runtimes)?;
                 folder
             }
         };

@@ -32,7 +32,7 @@ pub use component::Component;
 pub use config::{Config, TlsFiles};
 pub use counts::Counts;
 pub use nix::sys::signal::Signal;
-pub use parts::{Parts, make_all_artefacts, make_artefacts};
+pub use parts::{Parts, make_artefacts};
 pub use ports::{
     BrokerPorts, EnginePorts, EnvoyPorts, FirstPorts, ModelGatewayPorts, PipelineGatewayPorts,
     Ports, ReplicaPorts, Reservation, SchedulerPorts, TritonPorts,

@@ -128,16 +128,6 @@ fn filter_module(folder: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Makes the stand-ins for the documented artefacts below a folder; those that are there are left alone.
-pub fn make_artefacts(cache: &Cache, folder: &Path) -> Result<()> {
-    make(cache, folder, None)
-}
-
-/// As [`make_artefacts`], with those of XGBoost, LightGBM and MLflow, whose packages it fetches.
-pub fn make_all_artefacts(cache: &Cache, folder: &Path) -> Result<()> {
-    make(cache, folder, Some(&cache.mlserver_runtimes()?))
-}
-
 /// The program tells by its own content whether an artefact is its work, so its parts must be files.
 const MAKE: &str = "make.py";
 const PROGRAM: [(&str, &str); 3] = [
@@ -149,7 +139,10 @@ const PROGRAM: [(&str, &str); 3] = [
     ("zoo.py", include_str!("../../../samples/artefacts/zoo.py")),
 ];
 
-fn make(cache: &Cache, folder: &Path, packages: Option<&Path>) -> Result<()> {
+/// Makes the stand-ins for the documented artefacts below a folder; those that are there are left alone. With `runtimes`
+/// those of XGBoost, LightGBM and MLflow are made too, whose packages it fetches.
+pub fn make_artefacts(cache: &Cache, folder: &Path, runtimes: bool) -> Result<()> {
+    let packages = runtimes.then(|| cache.mlserver_runtimes()).transpose()?;
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
     for (name, text) in PROGRAM {

@@ -12,8 +12,8 @@ use crate::{
     object::{Members, Object},
 };
 
-/// The tensor that holds whole answers as JSON.
-const WHOLE: &str = "output_all";
+/// The tensor that holds whole answers, or chunks of a stream, as JSON.
+pub(crate) const WHOLE: &str = "output_all";
 /// Most elements of a tensor of texts.
 const MOST: usize = 4_096;
 

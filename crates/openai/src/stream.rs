@@ -1,15 +1,13 @@
 //! Streams: each event of the inference server becomes a chunk.
 use crate::{
     Call, Context, Failure,
-    answer::{Outputs, complete, head},
+    answer::{Outputs, WHOLE, complete, head},
     chat::{Said, ended_by},
     error_of_model,
     object::{Object, list},
     sse::Lines,
 };
 
-/// The tensor that holds whole chunks as JSON.
-const WHOLE: &str = "output_all";
 /// Most choices of a stream.
 const MOST: usize = 1_024;
 
@@ -79,15 +77,12 @@ impl Events {
 
     /// The inference server has said all.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
-        if self.ended {
-            return;
-        }
         if self.lines.is_inside() {
             let failure = Failure::model("the model's answer ended before its end");
             drop(self.fail(failure, out));
-            return;
+        } else {
+            self.end(out);
         }
-        self.end(out);
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {

@@ -11,7 +11,7 @@ mod xid;
 pub use counter::{Count, Plain, Seconds};
 pub use logs::{Level, UnknownLevel};
 pub use metrics::{render, serve};
-pub use process::process_name;
+pub use process::{process_name, told_to_stop};
 pub use propagation::{extract, inject};
 pub use spans::RequestSpan;
 pub use traces::{TracingConfig, TracingConfigError};

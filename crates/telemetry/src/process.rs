@@ -1,8 +1,12 @@
-//! What a process is called among others.
+//! What a process is called among others, and how it learns that it is to end.
 use std::{
     hash::{BuildHasher, RandomState},
+    io,
     sync::OnceLock,
 };
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// The host's name and a random number: another in each process, the same for as long as it runs.
 pub fn process_name() -> &'static str {
@@ -16,6 +20,24 @@ pub fn process_name() -> &'static str {
         let random = RandomState::new().hash_one(std::process::id());
         format!("{host}-{:08x}", random >> 32)
     })
+}
+
+/// A token that SIGTERM and SIGINT cancel. Must be called inside a tokio runtime.
+pub fn told_to_stop() -> io::Result<CancellationToken> {
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(stop)
 }
 
 #[cfg(test)]

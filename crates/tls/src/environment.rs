@@ -1,7 +1,7 @@
 //! The documented variables.
 use std::path::PathBuf;
 
-use crate::{Error, Files};
+use crate::{ClientTls, Error, Files, ServerTls};
 
 /// How a connection is secured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,14 @@ impl<'a> Environment<'a> {
     /// `name` is such as `CONTROL_PLANE` or `ENVOY`.
     pub fn new(name: &'a str, lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
         Self { name, lookup }
+    }
+
+    /// The variables of this process.
+    pub fn of_process(name: &'a str) -> Self {
+        fn variable(name: &str) -> Option<String> {
+            std::env::var(name).ok()
+        }
+        Self::new(name, &variable)
     }
 
     fn get(&self, variable: &str) -> Option<String> {
@@ -61,6 +69,31 @@ impl<'a> Environment<'a> {
             });
         }
         Ok(files)
+    }
+
+    /// What to connect with as the side `own` to the side `peer`, by HTTP/2; nothing where the protocol is plaintext. Needs
+    /// a tokio runtime.
+    pub fn client(&self, own: &str, peer: &str) -> Result<Option<ClientTls>, Error> {
+        match self.protocol()? {
+            Protocol::Plaintext => Ok(None),
+            Protocol::Ssl => {
+                ClientTls::follow(self.files(own)?, self.files(peer)?, &[b"h2"]).map(Some)
+            }
+        }
+    }
+
+    /// What to accept connections of Envoy with, as one of its upstreams; nothing where the protocol is plaintext. Needs a
+    /// tokio runtime.
+    pub fn upstream(&self) -> Result<Option<ServerTls>, Error> {
+        match self.protocol()? {
+            Protocol::Plaintext => Ok(None),
+            Protocol::Ssl => {
+                let own = self.files("UPSTREAM_SERVER")?;
+                let peer = self.files("UPSTREAM_CLIENT")?;
+                // Envoy names no protocol towards upstreams, and each connection is looked at anyway.
+                ServerTls::follow(own, peer, &[b"h2", b"http/1.1"]).map(Some)
+            }
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use seldon_broker::{Broker, Config};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// A Kafka broker for one machine
 #[derive(Parser)]
@@ -82,16 +81,12 @@ async fn run(flags: Flags) -> Result<()> {
             .health_port
             .map(|port| SocketAddr::new(flags.listen_host, port)),
     };
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    let mut terminated = signal(SignalKind::terminate())?;
+    let stop = seldon_telemetry::told_to_stop()?;
     let broker = Broker::start(config)
         .await
         .context("the broker cannot start")?;
     tracing::info!(bootstrap = broker.bootstrap(), "the broker is ready");
-    tokio::select! {
-        _ = interrupted.recv() => {}
-        _ = terminated.recv() => {}
-    }
+    stop.cancelled().await;
     broker.stop().await;
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use seldon_kafka::{Admin, Consumer, Producer, Settings, Transactions};
-use seldon_tls::{ClientTls, Environment, Protocol};
+use seldon_tls::Environment;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -199,19 +199,8 @@ async fn build(
 }
 
 fn scheduler(options: &Options) -> anyhow::Result<Channel> {
-    let environment = Environment::new("CONTROL_PLANE", &variable);
-    let tls = match environment.protocol()? {
-        Protocol::Plaintext => None,
-        Protocol::Ssl => {
-            let (own, peer) = (environment.files("CLIENT")?, environment.files("SERVER")?);
-            Some(ClientTls::follow(own, peer, &[b"h2"])?)
-        }
-    };
+    let tls = Environment::of_process("CONTROL_PLANE").client("CLIENT", "SERVER")?;
     let keep_alive = Duration::from_secs(options.upstream_keepalive_seconds.max(1));
     let (host, port) = (&options.upstream_host, options.upstream_port);
     Ok(seldon_tls::channel(host, port, tls, keep_alive)?)
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }

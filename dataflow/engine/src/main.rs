@@ -1,8 +1,6 @@
 //! `seldon-dataflow-engine`: see `seldon-dataflow-engine --help`.
 use clap::Parser;
 use seldon_dataflow_engine::Options;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -15,18 +13,6 @@ async fn main() -> anyhow::Result<()> {
         tracing_config.map(std::path::Path::new),
     )?;
     let listener = seldon_dataflow_engine::bind(&options).await?;
-    let stop = CancellationToken::new();
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let asked = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        asked.cancel();
-    });
+    let stop = seldon_telemetry::told_to_stop()?;
     seldon_dataflow_engine::run(options, listener, stop).await
 }

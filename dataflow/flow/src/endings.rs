@@ -45,7 +45,7 @@ impl Flow {
                     matches!(verdict, Verdict::Fire(_))
                 });
                 if goes_on {
-                    self.close_early(at, &key, now_ms, &mut out);
+                    self.close(at, &key, now_ms, &mut out);
                 }
             }
         }
@@ -64,14 +64,11 @@ impl Flow {
             let constants: Vec<_> = live.joins[at.1].constants.keys().cloned().collect();
             for key in self.open(at) {
                 if is_beside {
-                    self.close_early(at, &key, now_ms, &mut out);
-                    continue;
+                    self.close(at, &key, now_ms, &mut out);
+                } else {
+                    let why = "the pipeline is being removed";
+                    self.give_up(at, &key, why, now_ms, &mut out);
                 }
-                if let Some(due) = self.entry(at, &key).map(|entry| entry.due) {
-                    self.windows.remove(due);
-                }
-                let why = "the pipeline is being removed";
-                self.give_up(at, &key, why, now_ms, &mut out);
             }
             for id in constants {
                 self.drop_constants(at, &id);
@@ -96,20 +93,13 @@ impl Flow {
         open.map(|(key, _)| key.clone()).collect()
     }
 
-    fn close_early(&mut self, at: At, key: &JoinKey, now_ms: i64, out: &mut Vec<Emit>) {
-        if let Some(due) = self.entry(at, key).map(|entry| entry.due) {
-            self.windows.remove(due);
-        }
-        self.close(at, key, now_ms, out);
-    }
-
     fn counted(&mut self, out: Vec<Emit>) -> Vec<Emit> {
         self.held.check(&self.limits);
         self.counts.emitted += out.len() as u64;
         out
     }
 
-    /// Gives a join up that has no window any more.
+    /// Gives a join up, with its window.
     fn give_up(&mut self, at: At, key: &JoinKey, why: &str, now_ms: i64, out: &mut Vec<Emit>) {
         // Where a side went on alone, that is an answer.
         let entry = self
@@ -120,7 +110,9 @@ impl Flow {
         let Some(live) = self.versions.get_mut(&at.0) else {
             return;
         };
-        live.joins[at.1].entries.remove(key);
+        if let Some(entry) = live.joins[at.1].entries.remove(key) {
+            self.windows.remove(entry.due);
+        }
         let Some(arrival) = first else {
             return;
         };

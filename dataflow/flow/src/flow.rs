@@ -124,12 +124,8 @@ impl Flow {
         self.handle_entering(input, None, None, now_ms)
     }
 
-    /// Takes a record that another process held, where it waited and nowhere else: see [`Flow::waits`].
-    pub fn handle_again(&mut self, input: Arc<Input>, places: &[Place], now_ms: i64) -> Vec<Emit> {
-        self.handle_entering(input, None, Some(places), now_ms)
-    }
-
     /// Takes a record, as above. `enters`: if it enters, the version that it enters or entered before; else the newest.
+    /// `places`: another process held it, so it goes where it waited and nowhere else, see [`Flow::waits`].
     pub fn handle_entering(
         &mut self,
         input: Arc<Input>,

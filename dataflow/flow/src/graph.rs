@@ -104,9 +104,9 @@ pub struct Graph {
     pub max_revisits: u32,
     /// Where errors go to; `None`: nobody waits for an answer.
     pub answers: Option<Arc<str>>,
-    /// Some steps do not lead to the output: their records come after the answer.
-    pub side_steps: bool,
-    /// Which of the steps these are, if there is an output.
+    /// Records come after the answer too: of steps that do not lead to the output, or further outputs.
+    pub outlasts_answer: bool,
+    /// Which steps do not lead to the output, if there is one.
     pub beside: Vec<bool>,
 }
 
@@ -158,7 +158,8 @@ impl Graph {
             }
         }
         let mut beside = side_steps(&steps);
-        let side_steps = beside.contains(&true);
+        let mut outputs = steps.iter().filter(|step| step.kind == Sink::Output);
+        let outlasts_answer = beside.contains(&true) || outputs.any(Step::is_any);
         if !steps.iter().any(|step| step.kind == Sink::Output) {
             beside.fill(false);
         }
@@ -169,7 +170,7 @@ impl Graph {
             cyclic,
             max_revisits: update.max_step_revisits,
             answers,
-            side_steps,
+            outlasts_answer,
             beside,
         })
     }

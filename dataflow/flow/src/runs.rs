@@ -1,14 +1,10 @@
 //! Requests that entered a version and were not answered yet.
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::LazyLock};
 
 use seldon_records::{Identity, header};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{
-    Flow,
-    arrival::Arrival,
-    graph::{Graph, Sink},
-};
+use crate::{Flow, arrival::Arrival};
 
 /// How long a request without a time limit may take: as long as the model gateway gives a model.
 const RUN_MS: i64 = 120_000;
@@ -36,9 +32,7 @@ fn digest(identity: &Identity) -> u32 {
 }
 
 /// Stands for all that another process began.
-fn whoever() -> Identity {
-    Identity::derived(&[])
-}
+static WHOEVER: LazyLock<Identity> = LazyLock::new(|| Identity::derived(&[]));
 
 impl Flow {
     /// Another process had the pipeline: requests that it began are in flight and not known here, as `known` says, or
@@ -53,8 +47,8 @@ impl Flow {
                     None => continue,
                 },
             };
-            let due = self.runs.add(until, (*version, whoever()));
-            if let Some(former) = live.runs.insert(whoever(), due) {
+            let due = self.runs.add(until, (*version, WHOEVER.clone()));
+            if let Some(former) = live.runs.insert(WHOEVER.clone(), due) {
                 self.runs.remove(former);
             }
             live.inherited = requests.iter().copied().collect();
@@ -70,10 +64,10 @@ impl Flow {
         let busy = busy.filter(|(_, live)| !live.runs.is_empty());
         let of = |(version, live): (&u32, &crate::live::Live)| {
             let until_ms = live.runs.values().map(|due| due.0).max();
-            let is_unknown = live.inherited.is_empty() && live.runs.contains_key(&whoever());
+            let is_unknown = live.inherited.is_empty() && live.runs.contains_key(&*WHOEVER);
             let mut requests = Vec::new();
             if !is_unknown && live.runs.len() + live.inherited.len() <= NAMED {
-                let known = live.runs.keys().filter(|known| **known != whoever());
+                let known = live.runs.keys().filter(|known| **known != *WHOEVER);
                 requests = known.map(digest).collect();
                 requests.extend(&live.inherited);
                 requests.sort_unstable();
@@ -137,13 +131,7 @@ impl Flow {
             None if inherited => i64::MAX,
             None => return,
         };
-        let more_outputs = |graph: &Graph| {
-            graph
-                .steps
-                .iter()
-                .any(|step| step.kind == Sink::Output && step.is_any())
-        };
-        if live.graph.side_steps || more_outputs(&live.graph) {
+        if live.graph.outlasts_answer {
             let until = due.min(now_ms.saturating_add(BESIDE_MS));
             let due = self.runs.add(until, (version, identity.clone()));
             live.runs.insert(identity.clone(), due);
@@ -159,7 +147,7 @@ impl Flow {
             return false;
         }
         if live.inherited.is_empty()
-            && let Some(due) = live.runs.remove(&whoever())
+            && let Some(due) = live.runs.remove(&*WHOEVER)
         {
             self.runs.remove(due);
         }
@@ -181,7 +169,7 @@ impl Flow {
         while let Some((version, identity)) = self.runs.pop(now_ms) {
             if let Some(live) = self.versions.get_mut(&version) {
                 live.runs.remove(&identity);
-                if identity == whoever() {
+                if identity == *WHOEVER {
                     live.inherited = HashSet::new();
                 }
             }

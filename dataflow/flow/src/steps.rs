@@ -245,8 +245,11 @@ impl Flow {
         }
     }
 
-    /// A join's window is over.
+    /// A join's window is over, or is ended before its time.
     pub(crate) fn close(&mut self, at: At, key: &JoinKey, now_ms: i64, out: &mut Vec<Emit>) {
+        if let Some(due) = self.entry(at, key).map(|entry| entry.due) {
+            self.windows.remove(due);
+        }
         self.settle(at, key, true, now_ms, out);
     }
 

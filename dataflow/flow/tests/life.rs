@@ -121,24 +121,27 @@ fn read(flow: &mut Flow, emit: Emit) -> Vec<Emit> {
     feed(flow, &[record], false)
 }
 
+/// An answer of another pipeline.
+fn output_of_q(id: &'static str) -> Record {
+    let headers = [(header::PIPELINE, "q"), (header::ID, id)];
+    Record {
+        topic: names().pipeline_outputs("q").into(),
+        partition: 0,
+        offset: 0,
+        key: None,
+        value: Some(numbers().encode_to_vec().into()),
+        headers: headers.into_iter().collect(),
+        timestamp_ms: 0,
+    }
+}
+
 #[test]
 fn what_a_step_led_in_ends_in_its_version_or_hears_that_it_is_gone() {
     let leading = |model: &str| single(model).external(Step::new("", &["q.outputs"]));
     let mut flow = Flow::new("p", names(), Limits::default());
     flow.put(&update(&leading("add10"), 1)).unwrap();
-    let led_in = |flow: &mut Flow, id: &'static str| {
-        let headers = [(header::PIPELINE, "q"), (header::ID, id)];
-        let record = Record {
-            topic: names().pipeline_outputs("q").into(),
-            partition: 0,
-            offset: 0,
-            key: None,
-            value: Some(numbers().encode_to_vec().into()),
-            headers: headers.into_iter().collect(),
-            timestamp_ms: 0,
-        };
-        feed(flow, &[record], false).remove(0)
-    };
+    let led_in =
+        |flow: &mut Flow, id: &'static str| feed(flow, &[output_of_q(id)], false).remove(0);
     let (first, second) = (led_in(&mut flow, "1"), led_in(&mut flow, "2"));
     assert_eq!(*first.record.topic, *names().pipeline_inputs("p"));
     flow.put(&update(&leading("mul10"), 2)).unwrap();
@@ -309,17 +312,7 @@ fn a_version_is_not_idle_before_its_last_failure_was_told() {
     let spec = single("one").external(Step::new("", &["q.outputs", "r.outputs"]));
     let mut flow = Flow::new("p", names(), Limits::default());
     flow.put(&update(&spec, 1)).unwrap();
-    let headers = [(header::PIPELINE, "q"), (header::ID, "x")];
-    let record = Record {
-        topic: names().pipeline_outputs("q").into(),
-        partition: 0,
-        offset: 0,
-        key: None,
-        value: Some(numbers().encode_to_vec().into()),
-        headers: headers.into_iter().collect(),
-        timestamp_ms: 0,
-    };
-    assert!(feed(&mut flow, &[record], false).is_empty());
+    assert!(feed(&mut flow, &[output_of_q("x")], false).is_empty());
     flow.retire(1);
     assert!(flow.hasten(1, 0).is_empty());
     let mut told = flow.end_waiting(1, 0);

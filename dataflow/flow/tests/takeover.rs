@@ -114,7 +114,7 @@ fn what_is_held_goes_on_once_wherever_the_process_changes() {
             }
             let at = (record.topic.clone(), record.partition, record.offset);
             emits.extend(match waits.get(&at) {
-                Some(places) => second.handle_again(input(record), places, 0),
+                Some(places) => second.handle_entering(input(record), None, Some(places), 0),
                 None => second.handle(input(record), 0),
             });
         }

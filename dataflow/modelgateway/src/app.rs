@@ -136,14 +136,10 @@ fn health(gateway: Arc<Gateway>, connected: watch::Receiver<bool>, registry: Reg
 
 /// A channel that connects when it is used and notices a dead peer by keep-alive.
 fn scheduler(options: &Options) -> anyhow::Result<Channel> {
-    let environment = Environment::new("CONTROL_PLANE", &variable);
-    let (tls, port) = match environment.protocol()? {
-        Protocol::Plaintext => (None, options.scheduler_plaintxt_port),
-        Protocol::Ssl => {
-            let (own, peer) = (environment.files("CLIENT")?, environment.files("SERVER")?);
-            let tls = ClientTls::follow(own, peer, &[b"h2"])?;
-            (Some(tls), options.scheduler_tls_port)
-        }
+    let tls = Environment::of_process("CONTROL_PLANE").client("CLIENT", "SERVER")?;
+    let port = match tls {
+        Some(_) => options.scheduler_tls_port,
+        None => options.scheduler_plaintxt_port,
     };
     let address = format!("http://{}:{port}", options.scheduler_host);
     Ok(Endpoint::from_shared(address)
@@ -156,11 +152,11 @@ fn scheduler(options: &Options) -> anyhow::Result<Channel> {
 }
 
 fn envoy_tls() -> anyhow::Result<Option<ClientTls>> {
-    let environment = Environment::new("ENVOY", &variable);
+    let environment = Environment::of_process("ENVOY");
     if environment.protocol()? == Protocol::Plaintext {
         return Ok(None);
     }
-    let mutual = variable("ENVOY_DOWNSTREAM_CLIENT_MTLS").is_some_and(|value| value == "true");
+    let mutual = std::env::var("ENVOY_DOWNSTREAM_CLIENT_MTLS").is_ok_and(|value| value == "true");
     let mut own = environment.files("DOWNSTREAM_CLIENT")?;
     if !mutual {
         own = Files {
@@ -171,8 +167,4 @@ fn envoy_tls() -> anyhow::Result<Option<ClientTls>> {
     }
     let peer = environment.files("DOWNSTREAM_SERVER")?;
     Ok(Some(ClientTls::follow(own, peer, &[b"h2"])?))
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }

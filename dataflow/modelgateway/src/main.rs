@@ -4,8 +4,6 @@ use std::path::Path;
 use clap::Parser;
 use seldon_kafka::Settings;
 use seldon_modelgateway::Options;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -17,18 +15,6 @@ async fn main() -> anyhow::Result<()> {
         tracing_config.map(Path::new),
     )?;
     let settings = Settings::load(&options.kafka_config_path)?;
-    let stop = CancellationToken::new();
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let told = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        told.cancel();
-    });
+    let stop = seldon_telemetry::told_to_stop()?;
     seldon_modelgateway::run(options, settings, stop).await
 }

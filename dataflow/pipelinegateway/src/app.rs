@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use prometheus_client::registry::Registry;
 use seldon_kafka::{Admin, Consumer, Producer, Settings};
-use seldon_tls::{ClientTls, Environment, Protocol, ServerTls};
+use seldon_tls::Environment;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -96,7 +96,7 @@ pub async fn run(
     let period = Duration::from_secs(options.partition_refresh_seconds.max(1));
     services.spawn(refresh(gateway.routes.clone(), period));
 
-    let tls = server_tls()?;
+    let tls = Environment::of_process("ENVOY").upstream()?;
     let rpcs = Rpcs::new(gateway.clone())?;
     let closing = CancellationToken::new();
     let mut servers = JoinSet::new();
@@ -173,7 +173,7 @@ async fn refresh(routes: Arc<Routes>, period: Duration) -> anyhow::Result<()> {
 }
 
 fn scheduler(options: &Options) -> anyhow::Result<Channel> {
-    let tls = client_tls("CONTROL_PLANE", "CLIENT", "SERVER")?;
+    let tls = Environment::of_process("CONTROL_PLANE").client("CLIENT", "SERVER")?;
     let port = match tls {
         Some(_) => options.scheduler_tls_port,
         None => options.scheduler_plaintxt_port,
@@ -187,7 +187,7 @@ fn scheduler(options: &Options) -> anyhow::Result<Channel> {
 }
 
 fn envoy(options: &Options) -> anyhow::Result<Channel> {
-    let tls = client_tls("ENVOY", "DOWNSTREAM_CLIENT", "DOWNSTREAM_SERVER")?;
+    let tls = Environment::of_process("ENVOY").client("DOWNSTREAM_CLIENT", "DOWNSTREAM_SERVER")?;
     let endpoint = endpoint(&options.envoy_host, options.envoy_port, "envoy-host")?;
     Ok(endpoint.connect_with_connector_lazy(seldon_tls::connector(tls)))
 }
@@ -203,28 +203,4 @@ fn endpoint(host: &str, port: u16, flag: &str) -> anyhow::Result<Endpoint> {
     };
     let endpoint = Endpoint::from_shared(format!("http://{host}:{port}"))?;
     Ok(endpoint.connect_timeout(Duration::from_millis(900)))
-}
-
-fn client_tls(name: &str, own: &str, peer: &str) -> anyhow::Result<Option<ClientTls>> {
-    let environment = Environment::new(name, &variable);
-    if environment.protocol()? == Protocol::Plaintext {
-        return Ok(None);
-    }
-    let (own, peer) = (environment.files(own)?, environment.files(peer)?);
-    Ok(Some(ClientTls::follow(own, peer, &[b"h2"])?))
-}
-
-fn server_tls() -> anyhow::Result<Option<ServerTls>> {
-    let environment = Environment::new("ENVOY", &variable);
-    if environment.protocol()? == Protocol::Plaintext {
-        return Ok(None);
-    }
-    let own = environment.files("UPSTREAM_SERVER")?;
-    let peer = environment.files("UPSTREAM_CLIENT")?;
-    // Our Envoy names no protocol towards gateways, and each connection is looked at anyway.
-    Ok(Some(ServerTls::follow(own, peer, &[b"h2", b"http/1.1"])?))
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }

@@ -4,8 +4,6 @@ use std::{path::Path, time::Duration};
 use clap::Parser;
 use seldon_kafka::Settings;
 use seldon_pipelinegateway::{Listeners, Options};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
@@ -25,18 +23,6 @@ async fn serve() -> anyhow::Result<()> {
     )?;
     let kafka = Settings::load(&options.kafka_config_path)?;
     let listeners = Listeners::bind(&options).await?;
-    let stop = CancellationToken::new();
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let stopped = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        stopped.cancel();
-    });
+    let stop = seldon_telemetry::told_to_stop()?;
     seldon_pipelinegateway::run(options, kafka, listeners, stop).await
 }

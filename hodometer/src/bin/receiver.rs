@@ -6,5 +6,5 @@ use seldon_hodometer::receiver::{Options, run};
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let _telemetry = seldon_telemetry::init("seldon-hodometer-receiver", &options.log_level, None)?;
-    run(options, seldon_hodometer::told_to_stop()?).await
+    run(options, seldon_telemetry::told_to_stop()?).await
 }

@@ -1,19 +1,14 @@
 //! The agent's proxy at saturation, and the whole path.
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use bytes::Bytes;
 use http::HeaderValue;
-use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
 use seldon_load::{cpu, driver::Shot};
-use seldon_local::{Component, System};
-use seldon_proto::scheduler::{
-    DeploymentSpec, LoadModelRequest, MetaData, Model, ModelReference, ModelSpec,
-    ModelStatusRequest, model_status::ModelState,
-};
-use tokio::time::Instant;
+use seldon_local::Component;
 
 use crate::{
+    fleet::{Fleet, Wanted},
     report::Report,
     shots::{BODY, grpc, median, saturate},
 };
@@ -25,25 +20,22 @@ const ENVOY: Component = Component::Envoy(0);
 
 /// Runs the section.
 pub async fn run(seconds: u64, report: &mut Report) -> Result<()> {
-    let fake = std::env::current_exe()?.with_file_name("fake-inference");
-    let system = System::builder()
-        .servers(1)
-        .config(move |c| {
-            c.parts.mlserver = fake;
-            c.log_level = "warn".into();
-        })
-        .start()
-        .await?;
-    available(&system).await?;
+    let fleet = Fleet::start(1, |_| ()).await?;
+    let iris = [Wanted {
+        name: "iris".into(),
+        bytes: 1000,
+        replicas: 1,
+    }];
+    fleet.load(&iris).await?;
+    fleet.settled(&[0], &iris, Duration::from_secs(60)).await?;
     let duration = Duration::from_secs(seconds);
-    let replica = &system.ports().replicas[0];
+    let replica = &fleet.system.ports().replicas[0];
     let (agent_rest, agent_grpc) = (
         format!("127.0.0.1:{}", replica.rest),
         format!("127.0.0.1:{}", replica.grpc),
     );
-    let envoy = format!("127.0.0.1:{}", system.ports().envoys[0].data);
-    let agent_pid = system.pid(AGENT).context("the agent is gone")?;
-    let envoy_pid = system.pid(ENVOY).context("Envoy is gone")?;
+    let envoy = fleet.envoy();
+    let (agent_pid, envoy_pid) = (fleet.pid(AGENT)?, fleet.pid(ENVOY)?);
 
     for (what, target, shot, limit) in [
         ("REST", &agent_rest, Shot::rest("iris", BODY), 75.0),
@@ -112,8 +104,7 @@ pub async fn run(seconds: u64, report: &mut Report) -> Result<()> {
         );
     }
     large_bodies(&envoy, agent_pid, envoy_pid, report).await?;
-    system.stop().await;
-    Ok(())
+    fleet.stop().await
 }
 
 /// What Envoy would add.
@@ -156,61 +147,4 @@ async fn large_bodies(
         "MB",
     );
     Ok(())
-}
-
-async fn available(system: &System) -> Result<()> {
-    let mut client =
-        SchedulerClient::connect(format!("http://127.0.0.1:{}", system.ports().scheduler.api))
-            .await?;
-    let model = Model {
-        meta: Some(MetaData {
-            name: "iris".into(),
-            ..Default::default()
-        }),
-        model_spec: Some(ModelSpec {
-            uri: "gs://seldon-models/mlserver/iris".into(),
-            requirements: vec!["sklearn".into()],
-            memory_bytes: Some(1000),
-            ..Default::default()
-        }),
-        deployment_spec: Some(DeploymentSpec {
-            replicas: 1,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    client
-        .load_model(LoadModelRequest { model: Some(model) })
-        .await?;
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let request = ModelStatusRequest {
-            subscriber_name: "bench".into(),
-            model: Some(ModelReference {
-                name: "iris".into(),
-                version: None,
-            }),
-            all_versions: false,
-        };
-        let status = client
-            .model_status(request)
-            .await?
-            .into_inner()
-            .message()
-            .await?;
-        let state = status
-            .and_then(|s| s.versions.into_iter().next())
-            .and_then(|v| v.state);
-        if state
-            .as_ref()
-            .is_some_and(|s| s.state() == ModelState::ModelAvailable)
-        {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "iris is not available: {state:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }

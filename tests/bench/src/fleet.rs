@@ -2,7 +2,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
 use seldon_load::{cpu, ledger::Asked};
 use seldon_local::{Component, Config, System};
@@ -82,40 +82,32 @@ impl Fleet {
 
     /// Asks for models; they are not loaded yet when this returns.
     pub async fn load(&self, models: &[Wanted]) -> Result<()> {
-        let mut calls = stream::iter(models)
-            .map(|wanted| {
-                let mut client = self.client.clone();
-                async move { client.load_model(request(wanted)).await }
+        let calls = stream::iter(models).map(Ok);
+        calls
+            .try_for_each_concurrent(AT_ONCE, async |wanted| {
+                self.client.clone().load_model(request(wanted)).await?;
+                Ok(())
             })
-            .buffer_unordered(AT_ONCE);
-        while let Some(done) = calls.next().await {
-            done?;
-        }
-        Ok(())
+            .await
     }
 
     /// Asks for models to go; they are not gone yet when this returns.
     pub async fn unload(&self, models: &[Wanted]) -> Result<()> {
-        let mut calls = stream::iter(models)
-            .map(|wanted| {
-                let mut client = self.client.clone();
-                let model = Some(ModelReference {
+        let calls = stream::iter(models).map(Ok);
+        calls
+            .try_for_each_concurrent(AT_ONCE, async |wanted| {
+                let model = ModelReference {
                     name: wanted.name.clone(),
                     version: None,
-                });
-                async move {
-                    let request = UnloadModelRequest {
-                        model,
-                        ..Default::default()
-                    };
-                    client.unload_model(request).await
-                }
+                };
+                let request = UnloadModelRequest {
+                    model: Some(model),
+                    ..Default::default()
+                };
+                self.client.clone().unload_model(request).await?;
+                Ok(())
             })
-            .buffer_unordered(AT_ONCE);
-        while let Some(done) = calls.next().await {
-            done?;
-        }
-        Ok(())
+            .await
     }
 
     /// The server with its replicas.

@@ -1,5 +1,5 @@
 //! An agent that loads nothing: it reports every model as loaded at once, at the address of a server that answers all.
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use seldon_grpc::agent::agent_service_client::AgentServiceClient;
@@ -38,13 +38,13 @@ pub async fn start(scheduler: String, server: &'static str, port: u16) -> Result
     let mut orders = client.subscribe(subscription.clone()).await?.into_inner();
     let (sender, loaded) = watch::channel(None);
     tokio::spawn(async move {
-        let mut has: Vec<ModelVersion> = Vec::new();
+        let mut has: BTreeMap<(String, u32), ModelVersion> = BTreeMap::new();
         loop {
             let Ok(Some(order)) = orders.message().await else {
                 // The scheduler has gone: it is told of the models when it is back.
                 sleep(Duration::from_millis(50)).await;
                 let subscription = AgentSubscribeRequest {
-                    loaded_models: has.clone(),
+                    loaded_models: has.values().cloned().collect(),
                     ..subscription.clone()
                 };
                 if let Ok(again) = client.subscribe(subscription).await {
@@ -56,13 +56,15 @@ pub async fn start(scheduler: String, server: &'static str, port: u16) -> Result
             let Some(version) = order.model_version else {
                 continue;
             };
-            has.retain(|one| one != &version);
-            has.extend(loads.then(|| version.clone()));
-            let name = version
-                .model
-                .and_then(|m| m.meta)
-                .map(|m| m.name)
-                .unwrap_or_default();
+            let meta = version.model.as_ref().and_then(|m| m.meta.as_ref());
+            let name = meta.map(|m| m.name.clone()).unwrap_or_default();
+            let model_version = version.version;
+            let key = (name.clone(), model_version);
+            if loads {
+                has.insert(key, version);
+            } else {
+                has.remove(&key);
+            }
             let event = if loads {
                 Event::Loaded
             } else {
@@ -72,7 +74,7 @@ pub async fn start(scheduler: String, server: &'static str, port: u16) -> Result
                 server_name: server.into(),
                 replica_idx: 0,
                 model_name: name.clone(),
-                model_version: version.version,
+                model_version,
                 event: event.into(),
                 available_memory_bytes: 1 << 40,
                 ..Default::default()

@@ -50,3 +50,14 @@ fn there(running: &Running) -> Result<Vec<(String, String)>> {
     }
     Ok(all)
 }
+
+/// The cases of documented walk-throughs: a name, and the transcript in `expected`.
+#[macro_export]
+macro_rules! transcripts {
+    ($($name:literal: $file:literal,)+) => {
+        pub const CASES: &[$crate::Case] = &[$((concat!("documented::", $name), |running| {
+            let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/expected/", $file, ".txt"));
+            $crate::play_alone(running, text)
+        })),+];
+    };
+}

@@ -3,6 +3,7 @@
 //! A test binary has no harness of its own (`harness = false`): [`run`] starts the system once, runs every case against
 //! it, two at a time, and stops it. Each case uses names of its own.
 
+mod certificates;
 mod command;
 mod documented;
 pub mod faults;
@@ -15,6 +16,7 @@ mod running;
 mod transcript;
 mod wait;
 
+pub use certificates::Certificates;
 pub use command::Done;
 pub use documented::play_alone;
 pub use grpc::{FramedAnswer, framed, message_frame};

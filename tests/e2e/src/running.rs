@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use seldon_components::Cache;
 use seldon_grpc::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use seldon_grpc::scheduler::scheduler_client::SchedulerClient;
-use seldon_local::{Builder, System, make_all_artefacts, make_artefacts};
+use seldon_local::{Builder, System, make_artefacts};
 use seldon_proto::scheduler as pb;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -179,12 +179,7 @@ pub(crate) fn channel(port: u16) -> Channel {
 
 fn artefacts(cache: &Cache, folder: &Path, runtimes: bool) -> Result<PathBuf> {
     let samples = cache.root().join("artefacts");
-    let make = if runtimes {
-        make_all_artefacts
-    } else {
-        make_artefacts
-    };
-    make(cache, &samples)?;
+    make_artefacts(cache, &samples, runtimes)?;
     let folder = folder.join("artefacts");
     fs::create_dir(&folder)?;
     let link = |from: PathBuf, name: &str| std::os::unix::fs::symlink(from, folder.join(name));

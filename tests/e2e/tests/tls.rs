@@ -1,12 +1,11 @@
 //! Everything over TLS: agents and the CLI to the scheduler, Envoy to scheduler and agents, clients to Envoy.
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use seldon_e2e::{Answer, Case, Running, run};
+use seldon_e2e::{Answer, Case, Certificates, Running, run};
 use seldon_local::{Component, System, TlsFiles};
 use serde_json::json;
 
@@ -31,7 +30,10 @@ const SIDES: [&str; 5] = [
 ];
 
 fn start() -> Result<Running> {
-    let folder = certificates()?;
+    // Left to the system's cleaning.
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tls");
+    fs::create_dir_all(&folder)?;
+    Certificates::make(&folder)?;
     // The second Envoy never runs: its ports are the scheduler's with TLS.
     let mut builder = System::builder()
         .envoys(2)
@@ -72,30 +74,6 @@ fn start() -> Result<Running> {
             .or_default()
             .push(port);
     }))
-}
-
-/// Writes `ca.crt`, and `tls.crt` and `tls.key` that it signed, into a folder that is left to the system's cleaning.
-fn certificates() -> Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tls");
-    fs::create_dir_all(&folder)?;
-    let authority_key = KeyPair::generate()?;
-    let mut authority = CertificateParams::new(vec![])?;
-    // With one name for both, a leaf would look as if it had signed itself.
-    authority
-        .distinguished_name
-        .push(DnType::CommonName, "authority of the tests");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority_pem = authority.self_signed(&authority_key)?.pem();
-    let issuer = Issuer::new(authority, authority_key);
-    let key = KeyPair::generate()?;
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let mut leaf = CertificateParams::new(names)?;
-    leaf.distinguished_name.push(DnType::CommonName, "everyone");
-    let leaf = leaf.signed_by(&key, &issuer)?;
-    fs::write(folder.join("ca.crt"), authority_pem)?;
-    fs::write(folder.join("tls.crt"), leaf.pem())?;
-    fs::write(folder.join("tls.key"), key.serialize_pem())?;
-    Ok(folder)
 }
 
 fn file(name: &str) -> String {

@@ -11,10 +11,6 @@ use crate::{
 /// How often certificates are compared with what Envoys have.
 const PERIOD: Duration = Duration::from_secs(5);
 
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
 /// The server side of the control plane, where CONTROL_PLANE_SECURITY_PROTOCOL=SSL.
 pub fn control_plane() -> Result<Option<ServerTls>, Error> {
     server_when("CONTROL_PLANE")
@@ -26,10 +22,10 @@ pub fn discovery() -> Result<Option<ServerTls>, Error> {
 }
 
 fn server_when(switch: &str) -> Result<Option<ServerTls>, Error> {
-    if Environment::new(switch, &variable).protocol()? == Protocol::Plaintext {
+    if Environment::of_process(switch).protocol()? == Protocol::Plaintext {
         return Ok(None);
     }
-    let control_plane = Environment::new("CONTROL_PLANE", &variable);
+    let control_plane = Environment::of_process("CONTROL_PLANE");
     let own = control_plane.files("SERVER")?;
     let peer = control_plane.files("CLIENT")?;
     ServerTls::follow(own, peer, &[b"h2"]).map(Some)
@@ -48,7 +44,7 @@ pub struct EnvoyCertificates {
 impl EnvoyCertificates {
     /// `None` where Envoy does not use TLS.
     pub fn from_environment() -> Result<Option<Self>, Error> {
-        let envoy = Environment::new("ENVOY", &variable);
+        let envoy = Environment::of_process("ENVOY");
         if envoy.protocol()? == Protocol::Plaintext {
             return Ok(None);
         }
@@ -58,8 +54,8 @@ impl EnvoyCertificates {
             upstream_client: envoy.files("UPSTREAM_CLIENT")?,
             upstream_server: envoy.files("UPSTREAM_SERVER")?,
             seen: Default::default(),
-            must_authenticate: variable("ENVOY_DOWNSTREAM_CLIENT_MTLS")
-                .is_some_and(|v| matches!(v.as_str(), "true" | "1" | "True" | "TRUE")),
+            must_authenticate: std::env::var("ENVOY_DOWNSTREAM_CLIENT_MTLS")
+                .is_ok_and(|v| matches!(v.as_str(), "true" | "1" | "True" | "TRUE")),
         };
         certificates.seen = certificates.read()?;
         let server = &certificates.seen[0];

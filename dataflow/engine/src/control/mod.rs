@@ -84,7 +84,6 @@ impl Control {
             .retain(|_, running| !running.task.is_finished());
         let pipeline: Arc<str> = update.pipeline.as_str().into();
         let lock = self.parts.lock(&pipeline);
-        let parts = self.parts.clone();
         let key = (pipeline.clone(), update.version);
         let ends = update.op() != PipelineOperation::Create;
         for (of, running) in &self.running {
@@ -98,25 +97,17 @@ impl Control {
             }
         }
         let ended = Ended::default();
-        let task = match update.op() {
-            PipelineOperation::Create => {
-                let order = Order {
-                    parts,
-                    pipeline,
-                    update,
-                    lock,
-                    ended: ended.clone(),
-                };
-                self.tasks.spawn(async move { order.create().await })
-            }
+        let op = update.op();
+        let order = Order {
+            parts: self.parts.clone(),
+            pipeline: pipeline.clone(),
+            update,
+            lock,
+            ended: ended.clone(),
+        };
+        let task = match op {
+            PipelineOperation::Create => self.tasks.spawn(async move { order.create().await }),
             PipelineOperation::Delete | PipelineOperation::Rebalance => {
-                let order = Order {
-                    parts,
-                    pipeline,
-                    update,
-                    lock,
-                    ended: ended.clone(),
-                };
                 self.tasks.spawn(async move { order.delete().await })
             }
             op => return tracing::warn!(%pipeline, ?op, "the scheduler sent an order that is none"),

@@ -71,7 +71,6 @@ impl Worker {
             Command::Grow { pipeline, claimed } => {
                 if self.pipelines.contains_key(&pipeline) {
                     self.start_at(&pipeline, claimed);
-                    self.enter_newest(&pipeline);
                 }
             }
             Command::Gone { topic } => self.begin_anew(&topic),
@@ -112,11 +111,10 @@ impl Worker {
             }
             return Err(error.to_string());
         }
-        for other in updates
-            .filter(|other| !owned.runs(other))
-            .collect::<Vec<_>>()
-        {
-            if let Err(error) = owned.put(other) {
+        for other in updates {
+            if !owned.runs(&other)
+                && let Err(error) = owned.put(other)
+            {
                 tracing::warn!("a version is not taken up with the others: {error}");
             }
         }
@@ -132,20 +130,12 @@ impl Worker {
         let reads = owned.survey(names);
         self.index.put(&pipeline, reads, names);
         self.start_at(&pipeline, claimed);
-        self.enter_newest(&pipeline);
         // As soon as may be: the next owner is to know.
         let news = self.news(&HashSet::from([pipeline.clone()]), false);
         drop(self.writer.progress(news));
         self.go_on();
         self.handled(&pipeline, Vec::new());
         Ok(())
-    }
-
-    fn enter_newest(&mut self, pipeline: &Arc<str>) {
-        if let Some(owned) = self.pipelines.get_mut(pipeline) {
-            owned.enter_newest();
-            self.dirty.insert(pipeline.clone());
-        }
     }
 
     fn start_at(&mut self, pipeline: &Arc<str>, claimed: Claimed) {
@@ -165,6 +155,10 @@ impl Worker {
         for (at, floor) in fresh {
             self.seat(&at, floor);
         }
+        if let Some(owned) = self.pipelines.get_mut(pipeline) {
+            owned.enter_newest();
+            self.dirty.insert(pipeline.clone());
+        }
     }
 
     fn retire(&mut self, pipeline: &Arc<str>, version: u32, at_once: bool) -> Option<bool> {
@@ -182,10 +176,10 @@ impl Worker {
             let goes_on = owned.ending == Ending::HandOver && !at_once;
             // What enters from now on is the next owner's, so it does not even pass.
             owned.ending = match owned.ending {
-                // Handed over, and removed before anybody took it.
-                Ending::No | Ending::HandOver if !at_once => Ending::Draining(Instant::now()),
-                Ending::Draining(since) if !at_once => Ending::Draining(since),
-                _ => Ending::HandOver,
+                _ if at_once => Ending::HandOver,
+                Ending::Draining(since) => Ending::Draining(since),
+                // Handed over: removed before anybody took it.
+                Ending::No | Ending::HandOver => Ending::Draining(Instant::now()),
             };
             let positions = &self.positions;
             owned.suspend(|at| positions.get(at).copied());

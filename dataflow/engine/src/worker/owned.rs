@@ -316,22 +316,18 @@ impl Owned {
         };
         // In one place that is always the same and changes with each request, and first: what is in flight is told of before
         // what was read.
-        let rank = |at: &&At| (!self.entries.contains(&at.0), (*at).clone());
-        let runs_at = self.spots.keys().min_by_key(rank).cloned();
         let in_flight = self.flow.in_flight().into_iter();
-        let runs: Vec<_> = in_flight
-            .map(|one| (one.version, one.until_ms, one.requests))
-            .collect();
+        let runs = in_flight.map(|one| (one.version, one.until_ms, one.requests));
+        let mut runs = Some(runs.collect());
         let mut spots: Vec<_> = self.spots.iter_mut().collect();
-        spots.sort_by_key(|(at, _)| Some(*at) != runs_at.as_ref());
+        spots.sort_by_key(|(at, _)| (!self.entries.contains(&at.0), *at));
         for (at, spot) in spots {
-            let runs = (Some(at) == runs_at.as_ref()).then(|| runs.clone());
             let waits = |offset| places.get(&(at.0.clone(), at.1, offset)).cloned();
             let waits = exact.then_some(&waits as &dyn Fn(i64) -> Option<Vec<Place>>);
             if let Some(position) = positions(at) {
                 spot.cursor.passed(position);
             }
-            if let Some(entry) = spot.news(waits, released, runs) {
+            if let Some(entry) = spot.news(waits, released, runs.take()) {
                 spot.written = entry.clone();
                 let place = Of {
                     pipeline: self.name.clone(),

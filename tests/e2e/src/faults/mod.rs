@@ -14,8 +14,19 @@ pub use pipelines::chain;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use seldon_load::driver::Report;
+
+/// Checks that every request of a load was answered.
+pub fn none_failed(report: &Report) -> Result<()> {
+    ensure!(
+        report.failed() == 0,
+        "requests failed: {:?}",
+        report.failures
+    );
+    Ok(())
+}
 
 /// A case that starts what it needs.
 pub type Fault = (&'static str, fn() -> Result<()>);

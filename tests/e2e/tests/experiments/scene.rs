@@ -4,7 +4,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use seldon_e2e::faults::{Fleet, model};
+use seldon_e2e::faults::{Fleet, model, none_failed};
 use seldon_e2e::{Ask, Running, eventually_async};
 pub(crate) use seldon_load::driver::Shot;
 use seldon_load::driver::{Load, Report};
@@ -153,11 +153,7 @@ pub(crate) async fn send(fleet: &Fleet, shots: Vec<Shot>, count: u64) -> Result<
     let enough = eventually_async(60, look).await;
     let report = load.stop().await?;
     enough?;
-    ensure!(
-        report.failed() == 0,
-        "requests failed: {:?}",
-        report.failures
-    );
+    none_failed(&report)?;
     Ok(report)
 }
 

@@ -1,15 +1,5 @@
 //! The documented walk-throughs, line by line. They share models, so they take turns.
-use seldon_e2e::{Case, play_alone};
-
-macro_rules! transcripts {
-    ($($name:literal: $file:literal,)+) => {
-        pub const CASES: &[Case] = &[$((concat!("documented::", $name), |running| {
-            play_alone(running, include_str!(concat!("../../expected/", $file, ".txt")))
-        })),+];
-    };
-}
-
-transcripts! {
+seldon_e2e::transcripts! {
     "l7_pipeline_experiment": "L7",
     "l9_pipeline_mirror": "L9",
     "l10_triton_model_four_ways": "L10-triton",

@@ -2,7 +2,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use seldon_e2e::faults::{Fleet, model};
+use seldon_e2e::faults::{Fleet, model, none_failed};
 use seldon_load::driver::Load;
 use seldon_local::System;
 use seldon_proto::scheduler as pb;
@@ -66,11 +66,7 @@ pub(crate) async fn followed() -> Result<()> {
     fleet.load(wanted).await?;
     fleet.reaches(NAME, ModelAvailable, REPLICAS, 10).await?;
     let report = load.stop().await?;
-    ensure!(
-        report.failed() == 0,
-        "requests failed: {:?}",
-        report.failures
-    );
+    none_failed(&report)?;
     let begin = Instant::now();
     fleet
         .reaches(NAME, ModelAvailable, 1, 60)

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use seldon_e2e::Ask;
 use seldon_e2e::faults::{Fleet, long, model};
+use seldon_load::cpu;
 use seldon_load::driver::{Load, Report, Running};
 use seldon_local::Component::{Agent, Envoy};
 use seldon_proto::scheduler::model_status::ModelState::ModelAvailable;
@@ -146,17 +147,10 @@ fn only_refusals(flooded: &Report) -> Result<()> {
 /// What agents and Envoys have resident.
 fn memory(scene: &Scene) -> Result<u64> {
     let system = &scene.fleet.system;
-    let mut sum = 0;
-    for component in [Agent(0), Agent(1), Envoy(0), Envoy(1)] {
+    let of = |component| {
         let pid = system.pid(component).context("a process is gone")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes: u64 = line
-            .and_then(|line| line.trim().strip_suffix("kB"))
-            .context("no VmRSS")?
-            .trim()
-            .parse()?;
-        sum += kilobytes * 1024;
-    }
-    Ok(sum)
+        cpu::resident(pid).context("no VmRSS")
+    };
+    let components = [Agent(0), Agent(1), Envoy(0), Envoy(1)];
+    components.into_iter().map(of).sum()
 }

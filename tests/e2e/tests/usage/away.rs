@@ -10,10 +10,10 @@ use rustls::crypto::aws_lc_rs;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use seldon_e2e::Certificates;
 use seldon_e2e::faults::Fault;
 use seldon_local::{Component, Config, System};
 
-use crate::certificates::Certificates;
 use crate::process::{Receiver, hodometer, scheduler};
 
 pub(crate) const CASES: &[Fault] = &[

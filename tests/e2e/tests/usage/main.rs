@@ -1,7 +1,6 @@
 //! Usage metrics: the documented fields at a receiver of ours, by level, and what happens without one.
 
 mod away;
-mod certificates;
 mod levels;
 mod process;
 

@@ -1,15 +1,5 @@
 //! The documented walk-throughs, line by line.
-use seldon_e2e::{Case, play_alone};
-
-macro_rules! transcripts {
-    ($($name:literal: $file:literal,)+) => {
-        pub const CASES: &[Case] = &[$((concat!("documented::", $name), |running| {
-            play_alone(running, include_str!(concat!("../../expected/", $file, ".txt")))
-        })),+];
-    };
-}
-
-transcripts! {
+seldon_e2e::transcripts! {
     "z1_sklearn": "Z1",
     "z2_tensorflow_without_config": "Z2",
     "z3_xgboost": "Z3",

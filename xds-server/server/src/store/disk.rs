@@ -200,23 +200,33 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), StoreError> {
         let mut about = transaction.open_table(ABOUT).map_err(trouble)?;
         let known = about.get(RECORDS_KEY).map_err(trouble)?;
         let mut count = known.map_or(0, |known| known.value());
-        for write in writes {
-            let (kind, name, bytes) = match write {
-                Write::Put(record) => {
-                    let (kind, name, bytes) = record::encode(record);
-                    (kind, name, Some(seal::sealed(kind.word(), name, &bytes)))
-                }
-                Write::ForgetModel(name) => (Kind::Model, &**name, None),
-                Write::ForgetServer(name) => (Kind::Server, &**name, None),
-                Write::ForgetExperiment(name) => (Kind::Experiment, &**name, None),
-                Write::ForgetPipeline(name) => (Kind::Pipeline, &**name, None),
-            };
+        // Each table is opened once for all that is written to it; what is of one kind stays in its order.
+        for kind in Kind::ALL {
+            let mut own = writes
+                .iter()
+                .filter(|write| write.kind() == kind)
+                .peekable();
+            if own.peek().is_none() {
+                continue;
+            }
             let mut table = transaction.open_table(kind.table()).map_err(trouble)?;
-            let existed = match &bytes {
-                Some(bytes) => table.insert(name, &**bytes).map_err(trouble)?.is_some(),
-                None => table.remove(name).map_err(trouble)?.is_some(),
-            };
-            count = (count + u64::from(bytes.is_some())).saturating_sub(u64::from(existed));
+            for write in own {
+                let existed = match write {
+                    Write::Put(record) => {
+                        let (name, bytes) = record::encode(record);
+                        let sealed = seal::sealed(kind.word(), name, &bytes);
+                        count += 1;
+                        table.insert(name, &*sealed).map_err(trouble)?.is_some()
+                    }
+                    Write::ForgetModel(name)
+                    | Write::ForgetServer(name)
+                    | Write::ForgetExperiment(name)
+                    | Write::ForgetPipeline(name) => {
+                        table.remove(&**name).map_err(trouble)?.is_some()
+                    }
+                };
+                count = count.saturating_sub(u64::from(existed));
+            }
         }
         about.insert(RECORDS_KEY, count).map_err(trouble)?;
     }

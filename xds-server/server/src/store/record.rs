@@ -5,7 +5,7 @@ use prost::Message;
 use seldon_core::{Counts, Record, RolloutEvent, RolloutOutcome, RolloutRecord};
 use seldon_proto::scheduler::{Experiment, Model, Pipeline};
 
-use super::StoreError;
+use super::{StoreError, Write};
 
 #[derive(Clone, PartialEq, Message)]
 struct ModelRecord {
@@ -126,10 +126,19 @@ impl Kind {
     }
 }
 
-/// What a record is filed under, and its bytes.
-pub(super) type Encoded<'a> = (Kind, &'a str, Vec<u8>);
+impl Write {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Write::Put(Record::Server { .. }) | Write::ForgetServer(_) => Kind::Server,
+            Write::Put(Record::Model { .. }) | Write::ForgetModel(_) => Kind::Model,
+            Write::Put(Record::Pipeline { .. }) | Write::ForgetPipeline(_) => Kind::Pipeline,
+            Write::Put(Record::Experiment { .. }) | Write::ForgetExperiment(_) => Kind::Experiment,
+        }
+    }
+}
 
-pub(super) fn encode(record: &Record) -> Encoded<'_> {
+/// What a record is filed under, and its bytes.
+pub(super) fn encode(record: &Record) -> (&str, Vec<u8>) {
     match record {
         Record::Pipeline {
             name,
@@ -143,7 +152,7 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
                 deleted: *deleted,
                 former: all(former),
             };
-            (Kind::Pipeline, name, value.encode_to_vec())
+            (name, value.encode_to_vec())
         }
         Record::Model {
             name,
@@ -160,7 +169,7 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
                 spec: Some(Model::clone(spec)),
                 deleted: *deleted,
             };
-            (Kind::Model, name, value.encode_to_vec())
+            (name, value.encode_to_vec())
         }
         Record::Server {
             name,
@@ -173,7 +182,7 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
                 min_replicas: *min_replicas,
                 max_replicas: *max_replicas,
             };
-            (Kind::Server, name, value.encode_to_vec())
+            (name, value.encode_to_vec())
         }
         Record::Experiment {
             name,
@@ -186,7 +195,7 @@ pub(super) fn encode(record: &Record) -> Encoded<'_> {
                 last_good: last_good.as_deref().cloned(),
                 rollout: rollout.as_ref().map(encode_rollout),
             };
-            (Kind::Experiment, name, value.encode_to_vec())
+            (name, value.encode_to_vec())
         }
     }
 }

@@ -6,14 +6,15 @@ use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// Files in PEM.
-pub(crate) struct Certificates {
-    pub(crate) authority: PathBuf,
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
+pub struct Certificates {
+    pub authority: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 impl Certificates {
-    pub(crate) fn make(folder: &Path) -> Result<Self> {
+    /// Makes another authority and writes `ca.crt`, and `tls.crt` and `tls.key` that it signed, into a folder.
+    pub fn make(folder: &Path) -> Result<Self> {
         let authority_key = KeyPair::generate()?;
         let mut authority = CertificateParams::new(vec![])?;
         // With one name for both, a leaf would look as if it had signed itself.
