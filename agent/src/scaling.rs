@@ -20,6 +20,9 @@ pub struct Watched {
     pub in_flight: u32,
     /// How long it has not been asked; nothing while it is.
     pub idle: Duration,
+    /// It is to be out of memory until it is asked for; whether it was.
+    pub resting: bool,
+    pub asked: bool,
 }
 
 /// A threshold that was crossed, and by how much.
@@ -34,6 +37,8 @@ pub struct Crossed {
 pub enum Kind {
     /// So many requests in flight.
     TooMany(u32),
+    /// It was to rest and was asked for; so many requests are in flight.
+    Woken(u32),
     /// Not asked for so long.
     Inactive(Duration),
 }
@@ -45,8 +50,8 @@ pub struct Analyst {
 }
 
 impl Analyst {
-    /// Looks at all watched models. That one has too many requests is said each time, as long as it is so; that one is
-    /// inactive once in each span of inactivity, because the scheduler takes one replica away for each time.
+    /// Looks at all watched models. That one has too many requests, or does not rest, is said each time, as long as it is
+    /// so; that one is inactive once in each span of inactivity, because the scheduler takes one replica away for each time.
     pub fn look(
         &mut self,
         models: Vec<Watched>,
@@ -57,7 +62,11 @@ impl Analyst {
         let mut told = HashMap::new();
         for model in models {
             let key = (model.name, model.version);
-            let kind = if model.in_flight >= thresholds.lag.max(1) {
+            let kind = if model.asked {
+                Kind::Woken(model.in_flight)
+            } else if model.resting {
+                continue;
+            } else if model.in_flight >= thresholds.lag.max(1) {
                 Kind::TooMany(model.in_flight)
             } else if model.idle >= thresholds.inactive {
                 let before = self.told.get(&key).copied();
@@ -97,6 +106,8 @@ mod tests {
             version: 1,
             in_flight,
             idle: Duration::from_secs(idle),
+            resting: false,
+            asked: false,
         }]
     }
 
@@ -132,6 +143,17 @@ mod tests {
         assert_eq!(at(61, 120), 1, "another replica may go");
         assert_eq!(at(62, 0), 0, "it was asked");
         assert_eq!(at(122, 60), 1);
+    }
+
+    #[test]
+    fn a_model_at_rest_is_spoken_of_when_it_is_asked_for() {
+        let look = |asked| {
+            let mut models = watched(40, 90);
+            (models[0].resting, models[0].asked) = (true, asked);
+            kinds(&Analyst::default().look(models, &THRESHOLDS, Instant::now()))
+        };
+        assert_eq!(look(false), []);
+        assert_eq!(look(true), [Kind::Woken(40)]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use crate::models::{Outcome, Registry};
+use crate::models::{Keeping, Outcome, Registry};
 pub use outbox::Outbox;
 
 /// The first pause before the scheduler is asked again.
@@ -198,7 +198,11 @@ impl Control {
     fn take(&self, order: ModelOperationMessage) {
         let control = self.clone();
         let sequence = self.0.sequence.fetch_add(1, Ordering::Relaxed);
-        let (operation, watched) = (order.operation(), order.autoscaling_enabled);
+        let operation = order.operation();
+        let keeping = Keeping {
+            watched: order.autoscaling_enabled,
+            resting: order.resting,
+        };
         let Some(version) = order.model_version else {
             tracing::warn!("the scheduler sent an order without a model");
             return;
@@ -211,9 +215,8 @@ impl Control {
                     Outcome::LoadFailed("this server replica is being drained".to_owned())
                 }
                 Operation::LoadModel => {
-                    let outcome = registry.load(version.clone(), sequence).await;
-                    registry.watch(&version, watched);
-                    outcome
+                    let load = registry.load(version.clone(), sequence, keeping.resting);
+                    load.await
                 }
                 Operation::UnloadModel => registry.unload(&version, sequence).await,
                 Operation::UnknownEvent => {
@@ -232,6 +235,9 @@ impl Control {
                 "order done"
             );
             control.0.outbox.put(&version, outcome);
+            if operation == Operation::LoadModel {
+                registry.keep(&version, keeping, sequence).await;
+            }
         });
     }
 

@@ -90,6 +90,7 @@ impl Control {
         let identity = &self.0.identity;
         let (trigger, metric, value) = match crossed.kind {
             Kind::TooMany(requests) => (Trigger::ScaleUp, "lag", requests),
+            Kind::Woken(requests) => (Trigger::ScaleUp, "woken", requests),
             Kind::Inactive(idle) => {
                 let seconds = idle.as_secs().try_into().unwrap_or(u32::MAX);
                 (Trigger::ScaleDown, "inactive_seconds", seconds)

@@ -87,13 +87,18 @@ impl Registry {
                     if let Some(refusal) = entry.refusal(failures) {
                         return Err(refusal);
                     }
-                    if !entry.reviving.swap(true, Ordering::SeqCst) {
-                        tokio::spawn(self.clone().revive(Reviving(entry.clone())));
-                    }
+                    self.bring_back(&entry);
                     let _ = state.changed().await;
                 }
                 State::Loading | State::Restoring => drop(state.changed().await),
             }
+        }
+    }
+
+    /// Has a model brought back into memory, unless that is under way.
+    pub(super) fn bring_back(&self, entry: &Arc<Entry>) {
+        if !entry.reviving.swap(true, Ordering::SeqCst) {
+            tokio::spawn(self.clone().revive(Reviving(entry.clone())));
         }
     }
 

@@ -93,6 +93,10 @@ pub struct Entry {
     pub reviving: AtomicBool,
     /// The scheduler is told when its requests cross a threshold.
     pub watched: AtomicBool,
+    /// The newest order that said how it is to be kept.
+    pub kept: AtomicU64,
+    /// Since when it rests, like `last_used`; 0 while it does not.
+    resting: AtomicU64,
     /// How often it could not be brought back.
     failures: AtomicU32,
     failure: Mutex<Option<Box<Failure>>>,
@@ -130,6 +134,8 @@ impl Entry {
             absent: AtomicBool::new(false),
             reviving: AtomicBool::new(false),
             watched: AtomicBool::new(has_bounds(&version)),
+            kept: AtomicU64::new(0),
+            resting: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             failure: Mutex::default(),
             in_flight: AtomicUsize::new(0),
@@ -193,6 +199,29 @@ impl Entry {
     /// Takes note of a use.
     pub fn touch(&self) {
         self.last_used.store(now(), Ordering::Relaxed);
+    }
+
+    /// It is to be out of memory until it is asked for; no news for one that is.
+    pub fn rest(&self) {
+        let _ = self
+            .resting
+            .compare_exchange(0, now(), Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// It is to be in memory; whether it was to rest.
+    pub fn wake(&self) -> bool {
+        self.resting.swap(0, Ordering::SeqCst) > 0
+    }
+
+    /// Says whether it is to be out of memory until it is asked for.
+    pub fn is_resting(&self) -> bool {
+        self.resting.load(Ordering::SeqCst) > 0
+    }
+
+    /// Says whether it was asked for since it was to rest.
+    pub fn is_asked_at_rest(&self) -> bool {
+        let since = self.resting.load(Ordering::SeqCst);
+        since > 0 && (self.is_needed() || self.used_at() > since)
     }
 
     /// Marks somebody who waits for the model to answer: once it is in memory, it must not leave before that.

@@ -101,6 +101,11 @@ impl Registry {
         let Ok(_turn) = victim.turn.try_lock() else {
             return self.0.room.put_back(&victim);
         };
+        self.evict_in_turn(&victim, leaving).await;
+    }
+
+    /// The same for one whose turn the caller holds.
+    pub(super) async fn evict_in_turn(&self, victim: &Arc<Entry>, leaving: Leaving) {
         let former = victim.state();
         let next = match former {
             State::Loaded => State::Evicted,
@@ -108,14 +113,14 @@ impl Registry {
             _ => return,
         };
         // First the state, then the count: a request that is not counted yet finds the new state.
-        if !self.shift(&victim, former, next) {
+        if !self.shift(victim, former, next) {
             return;
         }
         if victim.is_answering() {
-            self.shift(&victim, next, former);
+            self.shift(victim, next, former);
             return;
         }
-        let mut unload = std::pin::pin!(self.unload_victim(&victim));
+        let mut unload = std::pin::pin!(self.unload_victim(victim));
         let mut leaving = Some(leaving);
         let left = match tokio::time::timeout(COUNTED_UPON, &mut unload).await {
             Ok(left) => left,
@@ -124,7 +129,7 @@ impl Registry {
                 unload.await
             }
         };
-        self.conclude(&victim, (former, next), left);
+        self.conclude(victim, (former, next), left);
         drop(leaving);
     }
 

@@ -7,6 +7,7 @@ mod eviction;
 mod lru;
 mod orders;
 mod residence;
+mod rest;
 mod room;
 mod traffic;
 
@@ -30,6 +31,7 @@ use book::OrderBook;
 use entry::Entry;
 pub use entry::State;
 pub use orders::Outcome;
+pub use rest::Keeping;
 use room::Room;
 
 /// Loads into the inference server at a time when many are restored.

@@ -38,8 +38,8 @@ enum Broken {
 }
 
 impl Registry {
-    /// Brings a model into memory. `sequence` orders the scheduler's messages.
-    pub async fn load(&self, version: ModelVersion, sequence: u64) -> Outcome {
+    /// Brings a model into memory, or, where it is to rest, as far as the disk. `sequence` orders the scheduler's messages.
+    pub async fn load(&self, version: ModelVersion, sequence: u64, resting: bool) -> Outcome {
         let internal = match internal_name(&version) {
             Ok(internal) => internal,
             Err(reason) => return Outcome::LoadFailed(reason),
@@ -58,7 +58,8 @@ impl Registry {
                 return Outcome::Superseded;
             };
             self.0.metrics.gauges().count_load();
-            self.load_in_turn(&internal, version, &cancel).await
+            self.load_in_turn(&internal, version, resting, &cancel)
+                .await
         };
         if matches!(outcome, Outcome::LoadFailed(_)) {
             self.0.orders.done(&internal, sequence);
@@ -70,6 +71,7 @@ impl Registry {
         &self,
         internal: &str,
         version: ModelVersion,
+        resting: bool,
         cancel: &CancellationToken,
     ) -> Outcome {
         let known = self.find(internal);
@@ -96,6 +98,9 @@ impl Registry {
             }
         }
         let entry = self.replace(internal, version).await;
+        if resting {
+            entry.rest();
+        }
         let _turn = entry.turn.lock().await;
         self.load_entry(&entry, cancel).await
     }
@@ -122,7 +127,15 @@ impl Registry {
     async fn load_entry(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Outcome {
         let limit = self.0.times.load;
         let without_room = AtomicBool::new(false);
-        let bring = self.bring(entry, cancel, &without_room);
+        // One that is in the inference server's memory leaves it by an eviction.
+        let asleep = entry.is_resting() && entry.state() == State::Loading && entry.held() == 0;
+        let bring = async {
+            self.install(entry, cancel).await?;
+            match asleep {
+                true => Ok(()),
+                false => self.bring(entry, cancel, &without_room).await,
+            }
+        };
         let result = match tokio::time::timeout(limit, bring).await {
             Ok(result) => result,
             Err(_) if without_room.load(Ordering::Relaxed) => Err(Broken::Failed(format!(
@@ -138,7 +151,13 @@ impl Registry {
         };
         match result {
             Ok(()) => {
-                self.set(entry, State::Loaded);
+                entry.absent.store(asleep, Ordering::SeqCst);
+                let state = if asleep {
+                    State::Evicted
+                } else {
+                    State::Loaded
+                };
+                self.set(entry, state);
                 Outcome::Loaded
             }
             Err(Broken::Cancelled) => Outcome::Superseded,
@@ -149,13 +168,8 @@ impl Registry {
         }
     }
 
-    /// Downloads, installs and loads. `without_room` is true while it waits for memory.
-    async fn bring(
-        &self,
-        entry: &Arc<Entry>,
-        cancel: &CancellationToken,
-        without_room: &AtomicBool,
-    ) -> Result<(), Broken> {
+    /// Downloads a model and installs it, so that the inference server can load it.
+    async fn install(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> Result<(), Broken> {
         let version = entry.version();
         let spec = version
             .model
@@ -190,9 +204,19 @@ impl Registry {
                 ));
             }
         }
-        if let Some(reason) = self.0.room.refuses(entry) {
-            return Err(Broken::Failed(reason));
+        match self.0.room.refuses(entry) {
+            Some(reason) => Err(Broken::Failed(reason)),
+            None => Ok(()),
         }
+    }
+
+    /// Loads an installed model. `without_room` is true while it waits for memory.
+    async fn bring(
+        &self,
+        entry: &Arc<Entry>,
+        cancel: &CancellationToken,
+        without_room: &AtomicBool,
+    ) -> Result<(), Broken> {
         without_room.store(true, Ordering::Relaxed);
         tokio::select! {
             biased;

@@ -17,14 +17,9 @@ impl Registry {
     pub fn server_lost(&self) {
         self.0.up.send_replace(false);
         for entry in self.entries() {
-            match entry.state() {
-                State::Loaded => {
-                    self.shift(&entry, State::Loaded, State::Restoring);
-                }
-                State::Releasing if self.shift(&entry, State::Releasing, State::Released) => {
-                    self.0.room.free(&entry);
-                }
-                _ => {}
+            self.shift(&entry, State::Loaded, State::Restoring);
+            if self.shift(&entry, State::Releasing, State::Released) {
+                self.0.room.free(&entry);
             }
         }
     }

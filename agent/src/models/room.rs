@@ -129,12 +129,15 @@ impl Room {
             }
         }
         let leaving = |victim: Arc<Entry>| {
-            let bytes = victim.held();
-            books.leaving += bytes;
-            let room = self.clone();
-            (victim, Leaving { room, bytes })
+            let leaving = books.leave(&victim, self);
+            (victim, leaving)
         };
         chosen.into_iter().map(leaving).collect()
+    }
+
+    /// Counts on the memory of one that is evicted, though nobody needs it.
+    pub fn leave(self: &Arc<Self>, victim: &Entry) -> Leaving {
+        self.books().leave(victim, self)
     }
 
     /// Says whether there is enough memory when the evictions under way have ended.
@@ -173,6 +176,12 @@ impl Books {
             entry.set_held(entry.bytes());
             self.progress = Instant::now();
         }
+    }
+
+    fn leave(&mut self, victim: &Entry, room: &Arc<Room>) -> Leaving {
+        let (room, bytes) = (room.clone(), victim.held());
+        self.leaving += bytes;
+        Leaving { room, bytes }
     }
 
     fn give_back(&mut self, entry: &Entry) {

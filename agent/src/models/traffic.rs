@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use seldon_proto::agent::{ModelVersion, ReplicaUsage};
 
 use super::entry::{Entry, State};
-use super::{Registry, internal_name, name_of};
+use super::{Registry, name_of};
 use crate::scaling::Watched;
 
 impl Registry {
@@ -21,14 +21,6 @@ impl Registry {
         ReplicaUsage {
             evicted_models: evicted.try_into().unwrap_or(u32::MAX),
             requests_in_flight: in_flight.try_into().unwrap_or(u32::MAX),
-        }
-    }
-
-    /// Whether the requests of a model are to be watched, as the scheduler said with its order.
-    pub fn watch(&self, version: &ModelVersion, watched: bool) {
-        let entry = internal_name(version).ok();
-        if let Some(entry) = entry.and_then(|internal| self.find(&internal)) {
-            entry.watched.store(watched, Ordering::Relaxed);
         }
     }
 
@@ -54,6 +46,8 @@ impl Registry {
                 version: version.version,
                 in_flight: in_flight.try_into().unwrap_or(u32::MAX),
                 idle,
+                resting: entry.is_resting(),
+                asked: entry.is_asked_at_rest(),
             }
         };
         watched.map(look).collect()

@@ -76,6 +76,8 @@ pub struct Seen {
     /// As the agent said last.
     pub usage: Option<ReplicaUsage>,
     pub drains: Vec<AgentDrainRequest>,
+    /// What crossed a threshold.
+    pub triggers: Vec<ModelScalingTriggerMessage>,
     orders: Option<mpsc::UnboundedSender<Result<ModelOperationMessage, Status>>>,
 }
 
@@ -87,11 +89,24 @@ pub struct Scheduler {
 
 impl Scheduler {
     pub fn order(&self, operation: Operation, version: &ModelVersion) {
-        let order = ModelOperationMessage {
+        self.send(ModelOperationMessage {
             operation: operation.into(),
             model_version: Some(version.clone()),
-            autoscaling_enabled: false,
-        };
+            ..Default::default()
+        });
+    }
+
+    /// Orders a load of a model that is scaled: to rest, or not.
+    pub fn keep(&self, version: &ModelVersion, resting: bool) {
+        self.send(ModelOperationMessage {
+            operation: Operation::LoadModel.into(),
+            model_version: Some(version.clone()),
+            autoscaling_enabled: true,
+            resting,
+        });
+    }
+
+    fn send(&self, order: ModelOperationMessage) {
         self.seen
             .lock()
             .unwrap()
@@ -166,9 +181,13 @@ impl AgentService for Scheduler {
 
     async fn model_scaling_trigger(
         &self,
-        _: Request<Streaming<ModelScalingTriggerMessage>>,
+        request: Request<Streaming<ModelScalingTriggerMessage>>,
     ) -> Result<Response<ModelScalingTriggerResponse>, Status> {
-        Err(Status::unimplemented("not asked for"))
+        let mut triggers = request.into_inner();
+        while let Some(trigger) = triggers.message().await? {
+            self.seen.lock().unwrap().triggers.push(trigger);
+        }
+        Ok(Response::new(ModelScalingTriggerResponse {}))
     }
 
     async fn agent_drain(
@@ -543,6 +562,14 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// Waits until it says that it is not ready.
+    pub async fn unready(&self) {
+        until("not ready", async || {
+            (get(self.readiness, "/ready").await.0 == 503).then_some(())
+        })
+        .await;
+    }
+
     pub async fn end(self) {
         self.stop.cancel();
         self.now.cancel();

@@ -59,6 +59,9 @@ pub(crate) fn waits_for(entry: &Entry, world: &World) -> Vec<String> {
             ));
         }
     }
+    if !entry.deleted && entry.is_at_rest() {
+        waits.push("a request, which its agent holds while it loads the model".into());
+    }
     if !entry.deleted && entry.unplaced.is_some() && world.sync.done {
         waits.extend(scaling::growing(entry, world));
         waits.push("a server that can take it: it is tried again when a replica joins or memory comes free"

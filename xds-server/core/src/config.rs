@@ -47,6 +47,8 @@ pub struct Config {
     /// The least time after a change of a model's replicas before one is added, and before one is taken.
     pub scale_up_pause: Duration,
     pub scale_down_pause: Duration,
+    /// How long a model that may have no replica must not have been asked for before it has none; `None` is never.
+    pub scale_to_zero: Option<Duration>,
     /// Servers that have bounds are scaled by what their models need.
     pub server_autoscaling: bool,
     /// How long a model must have lacked memory before its server is asked to grow: what is being unloaded frees some.
@@ -80,6 +82,7 @@ impl Config {
             model_autoscaling: false,
             scale_up_pause: Duration::from_secs(10),
             scale_down_pause: Duration::from_secs(60),
+            scale_to_zero: None,
             server_autoscaling: true,
             scale_server_up_pause: Duration::from_secs(5),
             scale_server_down_pause: Duration::from_secs(60),

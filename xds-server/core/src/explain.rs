@@ -56,7 +56,7 @@ pub(crate) fn explain(entry: &Entry, route: Option<Route>, world: &World) -> Exp
         help: advice::help(entry, world),
         scaling: entry
             .scaling
-            .decision
+            .decision()
             .as_deref()
             .unwrap_or_default()
             .to_owned(),
@@ -89,7 +89,7 @@ fn server_verdict(entry: &Entry, name: &Arc<str>, server: &Server, world: &World
     let replicas = server
         .replicas
         .keys()
-        .map(|index| replica_verdict(entry, name, *index, server, world))
+        .map(|index| replica_verdict(entry, name, *index, (server, passes.is_ok()), world))
         .collect();
     ServerVerdict {
         server: name.clone(),
@@ -103,7 +103,7 @@ fn replica_verdict(
     entry: &Entry,
     name: &Arc<str>,
     index: u32,
-    server: &Server,
+    (server, passed): (&Server, bool),
     world: &World,
 ) -> ReplicaVerdict {
     let latest = entry.latest();
@@ -111,7 +111,10 @@ fn replica_verdict(
         .find(latest.number, name, index)
         .map(|(at, position)| &entry.versions[at].replicas[position]);
     if let Some(there) = there {
-        let state = there.state.as_str_name();
+        let state = match latest.resting {
+            true => format!("{}, at rest: it takes no memory", there.state.as_str_name()),
+            false => there.state.as_str_name().to_owned(),
+        };
         let reason = match &there.reason {
             Some(reason) => format!("version {} is {state}: {reason}", latest.number),
             None => format!("version {} is {state}", latest.number),
@@ -123,9 +126,7 @@ fn replica_verdict(
         };
     }
     let reason = match verdict(entry, name, index, server, world) {
-        Ok(_) if server_passes(&latest.spec, name, server).is_err() => {
-            "its server was passed over".to_owned()
-        }
+        Ok(_) if !passed => "its server was passed over".to_owned(),
         Ok(_) => format!(
             "could take it, {} free",
             Size(server.replicas[&index].free())

@@ -75,7 +75,7 @@ pub fn check(state: &State) -> Result<(), String> {
 fn check_books(state: &State) -> Result<(), String> {
     for (server_name, server) in &state.world.servers {
         for (index, host) in &server.replicas {
-            let (mut booked, mut loaded, mut entries) = (0u64, 0, 0);
+            let (mut booked, mut loaded, mut entries, mut awake) = (0u64, 0, 0, 0);
             for entry in state.models.values() {
                 for version in entry
                     .versions
@@ -93,6 +93,7 @@ fn check_books(state: &State) -> Result<(), String> {
                     };
                     loaded += u32::from(can_receive_traffic(replica.state));
                     entries += 1;
+                    awake += u32::from(!version.resting);
                     if !host.models.contains_key(&entry.name) {
                         return Err(format!(
                             "{server_name}-{index} does not know of {}",
@@ -102,11 +103,11 @@ fn check_books(state: &State) -> Result<(), String> {
                 }
             }
             let known: u32 = host.models.values().sum();
-            if (booked, loaded, entries) != (host.booked, host.loaded, known) {
+            if (booked, loaded, entries, awake) != (host.booked, host.loaded, known, host.awake) {
                 return Err(format!(
                     "books of {server_name}-{index}: {:?}, should be {:?}",
-                    (host.booked, host.loaded, known),
-                    (booked, loaded, entries)
+                    (host.booked, host.loaded, known, host.awake),
+                    (booked, loaded, entries, awake)
                 ));
             }
         }

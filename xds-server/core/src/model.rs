@@ -7,7 +7,7 @@ use seldon_proto::scheduler::{
 
 use crate::{
     Generation, Split,
-    replica_state::{ReplicaState, is_loaded, is_loading_or_loaded},
+    replica_state::{ReplicaState, is_loaded, is_loading, is_loading_or_loaded},
     scaling::ModelScaling,
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Replica {
     pub(crate) routed: bool,
     /// Failed unloads in a row.
     pub(crate) failures: u32,
+    /// Woken there, whether there was room for it or not.
+    pub(crate) woken: bool,
 }
 
 /// One version of a model; it lives on one server.
@@ -39,6 +41,8 @@ pub(crate) struct Version {
     pub(crate) spec: Arc<Model>,
     /// Found on an agent, but of an earlier life of the model: never routed, only unloaded.
     pub(crate) stray: bool,
+    /// Kept out of memory until it is asked for; it takes none.
+    pub(crate) resting: bool,
     /// By index.
     pub(crate) replicas: Vec<Replica>,
     /// The set that was counted in the server's index of sets.
@@ -110,6 +114,7 @@ impl Replica {
             gate: None,
             routed: false,
             failures: 0,
+            woken: false,
         }
     }
 }
@@ -121,6 +126,7 @@ impl Version {
             server: None,
             spec,
             stray: false,
+            resting: false,
             replicas: Vec::new(),
             counted: None,
             failures: 0,
@@ -163,6 +169,16 @@ impl Version {
         }
     }
 
+    pub(crate) fn is_loading(&self) -> bool {
+        let mut states = self.replicas.iter().map(|replica| replica.state);
+        states.any(is_loading)
+    }
+
+    /// The server that it does not leave while any replica is there.
+    pub(crate) fn home(&self) -> Option<&Arc<str>> {
+        self.server.as_ref().filter(|_| !self.replicas.is_empty())
+    }
+
     /// The replicas that are placed, ready or not.
     pub(crate) fn placed(&self) -> impl Iterator<Item = u32> {
         self.replicas
@@ -171,8 +187,12 @@ impl Version {
             .map(|replica| replica.index)
     }
 
+    /// The bytes that each replica takes now.
     pub(crate) fn required(&self) -> u64 {
-        required_memory(&self.spec)
+        match self.resting {
+            true => 0,
+            false => required_memory(&self.spec),
+        }
     }
 }
 

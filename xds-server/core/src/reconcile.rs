@@ -5,7 +5,7 @@ use seldon_proto::agent::model_operation_message::Operation;
 
 use crate::{
     Effect, Record,
-    model::{Entry, Version},
+    model::{Entry, Replica, Version},
     replica_state::{
         ReplicaState::{self, *},
         can_receive_traffic, is_loaded, is_loading, is_unloading,
@@ -28,6 +28,7 @@ pub(crate) fn reconcile(entry: &mut Entry, world: &mut World) {
         world.moved = false;
         expire(entry, world);
         follow_replicas(entry, world);
+        scaling::follow_rest(entry, world);
         if world.sync.done {
             match entry.deleted {
                 true => retire_all(entry, world),
@@ -78,6 +79,14 @@ pub(crate) fn available(version: &Version, world: &World) -> usize {
     replicas
         .filter(|replica| replica.state == Available && !gone(replica.index))
         .count()
+}
+
+/// Whether a model was woken where others have taken its memory. It answers there, as they leave theirs to it, but it goes
+/// where there is room.
+pub(crate) fn is_crowded(version: &Version, replica: &Replica, world: &World) -> bool {
+    let server = version.server.as_ref();
+    let host = server.and_then(|name| world.servers.get(name)?.replicas.get(&replica.index));
+    replica.woken && host.is_some_and(|host| host.excess > 0)
 }
 
 pub(crate) fn connected(version: &Version, index: u32, world: &World) -> bool {
@@ -236,12 +245,10 @@ fn place(entry: &mut Entry, world: &mut World) {
     if entry.unplaced.as_deref() != short.as_deref() {
         entry.unplaced = short.map(Arc::from);
     }
-    if entry.unplaced.is_none() {
-        entry.short_since = None;
-    } else if entry.short_since.is_none() {
-        entry.short_since = Some(world.now.monotonic);
-    }
-    match scaling::consider_more(entry, world).filter(|_| entry.unplaced.is_some()) {
+    let unplaced = entry.unplaced.as_ref();
+    entry.short_since = unplaced.map(|_| entry.short_since.unwrap_or(world.now.monotonic));
+    let wish = unplaced.and_then(|_| scaling::consider_more(entry, world));
+    match wish {
         Some(wish) => scaling::request(entry, &wish, world),
         None => scaling::withdraw(entry, world),
     }
@@ -252,6 +259,7 @@ fn place(entry: &mut Entry, world: &mut World) {
         let moved = Version {
             failures: latest.failures,
             avoided: latest.avoided.clone(),
+            resting: latest.resting,
             ..Version::new(entry.next_number(), latest.spec.clone())
         };
         entry.versions.push(moved);

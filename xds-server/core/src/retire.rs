@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::{
     model::{Entry, Version},
-    reconcile::{available, cut_over_at, older, standing},
+    reconcile::{available, cut_over_at, is_crowded, older, standing},
     replica_state::{
         ReplicaState::{Available, Draining, LoadFailed, UnloadEnvoyRequested},
         can_receive_traffic, is_loaded, is_loading,
@@ -127,7 +127,7 @@ pub(crate) fn retire_surplus(entry: &mut Entry, world: &mut World) {
         let available = latest
             .replicas
             .iter()
-            .filter(|replica| replica.state == Available);
+            .filter(|replica| replica.state == Available && !is_crowded(latest, replica, world));
         available
             .map(|replica| replica.index)
             .filter(|index| rule(standing(latest, *index, world)))

@@ -43,7 +43,9 @@ pub(crate) struct ServerReplica {
     pub(crate) excess: u64,
     /// Entries (whatever their state) by model.
     pub(crate) models: BTreeMap<Arc<str>, u32>,
-    /// Since when it has held none.
+    /// Those of them that take memory, or would.
+    pub(crate) awake: u32,
+    /// Since when there have been none of those.
     pub(crate) empty_since: Option<Duration>,
     /// Models that can answer.
     pub(crate) loaded: u32,
@@ -108,6 +110,7 @@ impl ServerReplica {
             booked: 0,
             excess: 0,
             models: BTreeMap::new(),
+            awake: 0,
             empty_since: None,
             loaded: 0,
             usage: ReplicaUsage::default(),
@@ -145,8 +148,28 @@ impl ServerReplica {
         self.over_commit > 0 && self.booked > enough
     }
 
+    /// Counts models that take memory from now on, or do not any more.
+    pub(crate) fn count_awake(&mut self, more: u32, fewer: u32) {
+        self.awake = self.awake + more - fewer;
+        if self.awake > 0 {
+            self.empty_since = None;
+        }
+    }
+
+    /// All that its agent lets be booked.
+    pub(crate) fn most_memory(&self) -> u64 {
+        let percent = 100 + u128::from(self.over_commit);
+        let most = u128::from(self.total_memory) * percent / 100;
+        u64::try_from(most).unwrap_or(u64::MAX)
+    }
+
     pub(crate) fn free(&self) -> u64 {
         self.capacity.saturating_sub(self.booked)
+    }
+
+    /// More where there are fewer models: those that take no memory are spread by that.
+    pub(crate) fn few_models(&self) -> u64 {
+        u64::MAX - self.models.len() as u64
     }
 
     pub(crate) fn standing(&self, now: Duration, config: &Config) -> Standing {

@@ -49,7 +49,11 @@ pub(crate) fn refresh_shown(entry: &mut Entry, world: &World) {
     entry.shown = shown;
 }
 
+/// One at rest can be asked, but has no replica in memory.
 fn available_count(version: &Version, world: &World) -> u32 {
+    if version.resting {
+        return 0;
+    }
     u32::try_from(reconcile::available(version, world)).unwrap_or(u32::MAX)
 }
 
@@ -114,7 +118,7 @@ fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>
     let enough =
         available >= target || (least > 0 && available >= least) || (available > 0 && formerly());
     if enough {
-        let decision = || entry.scaling.decision.clone();
+        let decision = || entry.scaling.decision();
         return (
             ModelState::ModelAvailable,
             entry.unplaced.clone().or_else(decision),

@@ -12,7 +12,7 @@ use seldon_proto::agent::{
 use crate::{
     AgentKey, Config, Effect, Generation, Now, Record, Worker,
     model::{Replica, Version},
-    replica_state::{ReplicaState, holds_memory, is_transient},
+    replica_state::{ReplicaState, holds_memory, is_loading_or_loaded, is_transient},
     scaling,
     server::Server,
     sync::StartUp,
@@ -148,9 +148,10 @@ impl World {
                 .reserve_exact(crate::model::wanted(&version.spec).min(64));
         }
         version.replicas.insert(at, Replica::new(index));
+        let resting = version.resting;
         if let Some(host) = self.host(version, index) {
             *host.models.entry(model.clone()).or_default() += 1;
-            host.empty_since = None;
+            host.count_awake(u32::from(!resting), 0);
         }
         at
     }
@@ -211,7 +212,7 @@ impl World {
     /// Takes a replica off a version.
     pub(crate) fn remove_replica(&mut self, model: &Arc<str>, version: &mut Version, at: usize) {
         self.set_state(version, at, ReplicaState::Unloaded, None);
-        let index = version.replicas.remove(at).index;
+        let (index, resting) = (version.replicas.remove(at).index, version.resting);
         if let Some(host) = self.host(version, index)
             && let Some(count) = host.models.get_mut(model)
         {
@@ -219,6 +220,7 @@ impl World {
             if *count == 0 {
                 host.models.remove(model);
             }
+            host.count_awake(0, u32::from(!resting));
         }
         let share = self.config.server_packing;
         if let Some(name) = &version.server
@@ -229,7 +231,7 @@ impl World {
         }
     }
 
-    /// A server that can shrink is looked at again when a replica has held nothing for a while.
+    /// A server that can shrink is looked at again when nothing on a replica has taken memory for a while.
     pub(crate) fn note_empty(&mut self, server: &Arc<str>, index: u32) {
         let now = self.now.monotonic;
         let Some(known) = self.servers.get_mut(server) else {
@@ -239,7 +241,7 @@ impl World {
         let Some(replica) = known.replicas.get_mut(&index) else {
             return;
         };
-        if !replica.models.is_empty() {
+        if replica.awake > 0 {
             return;
         }
         let since = *replica.empty_since.get_or_insert(now);
@@ -264,6 +266,32 @@ impl World {
         }
     }
 
+    /// Puts a version to rest, or wakes it: its agents are told, and what it takes is booked anew.
+    pub(crate) fn set_resting(&mut self, version: &mut Version, resting: bool) {
+        let former = version.required();
+        version.resting = resting;
+        self.moved = true;
+        self.rebook(version, former);
+        for at in 0..version.replicas.len() {
+            let replica = &mut version.replicas[at];
+            replica.woken = !resting;
+            let (index, told) = (replica.index, is_loading_or_loaded(replica.state));
+            if let Some(host) = self.host(version, index) {
+                host.count_awake(u32::from(!resting), u32::from(resting));
+            }
+            if told {
+                self.tell_keeping(version, index);
+            }
+            if let Some(server) = &version.server {
+                self.note_empty(server, index);
+                self.touch_server(server);
+            }
+        }
+        if resting {
+            self.retry_unplaced();
+        }
+    }
+
     /// Tells an agent what to do about a version; nothing is sent while its stream is lost.
     pub(crate) fn send(&mut self, version: &Version, index: u32, operation: Operation) {
         let Some(server) = &version.server else {
@@ -283,6 +311,7 @@ impl World {
                 version: version.number,
             }),
             autoscaling_enabled,
+            resting: version.resting,
         });
         let agent = AgentKey {
             server: server.clone(),
@@ -295,15 +324,20 @@ impl World {
         });
     }
 
-    /// Agents learn by an order to load whether they are to watch a model's requests; what is loaded stays so. Documented
-    /// agents would load it anew, so only ours are told: they serve both protocols on one port.
-    pub(crate) fn tell_watch(&mut self, version: &Version, index: u32) {
+    /// Agents learn by an order to load whether they are to watch a model's requests, and whether to keep it out of
+    /// memory; what is loaded stays so. Documented agents would load it anew, so only ours are told.
+    pub(crate) fn tell_keeping(&mut self, version: &Version, index: u32) {
+        if self.is_ours(version, index) {
+            self.send(version, index, Operation::LoadModel);
+        }
+    }
+
+    /// Whether the agent is ours: those serve both protocols on one port.
+    pub(crate) fn is_ours(&self, version: &Version, index: u32) -> bool {
         let server = version.server.as_ref();
         let server = server.and_then(|name| self.servers.get(name));
         let endpoint = server.and_then(|server| Some(&server.replicas.get(&index)?.endpoint));
-        if endpoint.is_some_and(|endpoint| endpoint.http_port == endpoint.grpc_port) {
-            self.send(version, index, Operation::LoadModel);
-        }
+        endpoint.is_some_and(|endpoint| endpoint.http_port == endpoint.grpc_port)
     }
 
     /// Keeps the index of replica sets in step with a version's placement.

@@ -119,6 +119,15 @@ pub struct Flags {
     /// The least time for which nothing about a model changed before a replica is taken from it.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub model_scale_down_pause_seconds: u64,
+    /// Take the last replica of a model that has `maxReplicas` and no `minReplicas` when it was not asked for so long; its
+    /// requests are held while it comes back. 0: never.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "MODEL_SCALE_TO_ZERO_SECONDS",
+        default_value_t = 0
+    )]
+    pub model_scale_to_zero_seconds: u64,
     /// Ask for as many replicas of a server that has `maxReplicas` as its models need.
     #[arg(long, value_name = "BOOL", env = "ENABLE_SERVER_AUTOSCALING", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub enable_server_autoscaling: bool,
@@ -214,6 +223,16 @@ impl Flags {
 
     pub fn ready_timeout(&self) -> Duration {
         Duration::from_secs(self.scheduler_ready_timeout_seconds)
+    }
+
+    /// How long a model must not have been asked for before it has no replica; `None` is never.
+    pub fn scale_to_zero(&self) -> anyhow::Result<Option<Duration>> {
+        let after = self.model_scale_to_zero_seconds;
+        anyhow::ensure!(
+            after == 0 || self.enable_model_autoscaling,
+            "--model-scale-to-zero-seconds {after} has no effect without --enable-model-autoscaling: give both or none"
+        );
+        Ok((after > 0).then(|| Duration::from_secs(after)))
     }
 
     pub fn most_model_gateways(&self) -> u32 {

@@ -13,8 +13,6 @@ use seldon_scheduler::{
     store::{Disk, Forgetful, Store},
     system::{self, Options},
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -76,8 +74,7 @@ async fn run<S: Store>(flags: &Flags, store: S) -> anyhow::Result<()> {
         store,
     };
     let sockets = Sockets::bind(flags, options.control_plane_tls.is_some()).await?;
-    let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
+    let stop = seldon_telemetry::told_to_stop().context("watching SIGTERM and SIGINT")?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         envoys = flags.envoy_port,
@@ -102,6 +99,7 @@ fn rules(flags: &Flags) -> anyhow::Result<Config> {
     config.model_autoscaling = flags.enable_model_autoscaling;
     config.scale_up_pause = Duration::from_secs(flags.model_scale_up_pause_seconds);
     config.scale_down_pause = Duration::from_secs(flags.model_scale_down_pause_seconds);
+    config.scale_to_zero = flags.scale_to_zero()?;
     config.server_autoscaling = flags.enable_server_autoscaling;
     config.scale_server_down_pause = Duration::from_secs(flags.server_scale_down_pause_seconds);
     config.server_packing = flags.packing();
@@ -121,18 +119,4 @@ fn warn_of_filter(module: Option<&str>) {
         ),
         Some(_) => {}
     }
-}
-
-fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("watching SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watching SIGINT")?;
-    let stop = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        stop.cancel();
-    });
-    Ok(())
 }

@@ -7,12 +7,15 @@ use seldon_proto::{
     scheduler::Model,
 };
 
-use super::{consider_more, request};
+use super::{
+    consider_more, request,
+    rest::{consider_rest, is_woken, may_rest, wake},
+    to_u32,
+};
 use crate::{
     Effect, State,
-    model::{Entry, minimum, wanted},
+    model::{Entry, minimum, same_artefact, wanted},
     reconcile::{available, record},
-    replica_state::is_loading,
     schedule::{Decision, decide},
     world::World,
 };
@@ -22,23 +25,23 @@ const TOO_MANY: &str = "too many requests in flight";
 /// What autoscaling has made of a model.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelScaling {
-    /// Replicas wanted in place of those of the specification.
+    /// Replicas wanted in place of those of the specification; none: the model rests.
     pub(crate) replicas: Option<u32>,
     /// When that changed last; monotonic.
     changed: Option<Duration>,
     /// The last decision, in words.
-    pub(crate) decision: Option<Arc<str>>,
+    pub(super) decision: Option<Arc<str>>,
 }
 
 /// Between which numbers of replicas a model may be scaled; both at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Bounds {
+pub(super) struct Bounds {
     least: u32,
     most: u32,
 }
 
 /// `replicas` alone switches autoscaling off, and so does asking for none.
-fn bounds(spec: &Model) -> Option<Bounds> {
+pub(super) fn bounds(spec: &Model) -> Option<Bounds> {
     let deployment = spec.deployment_spec.as_ref()?;
     let automatic = deployment.min_replicas > 0 || deployment.max_replicas > 0;
     if !automatic || wanted(spec) == 0 {
@@ -74,6 +77,14 @@ pub(crate) fn follow_spec(entry: &mut Entry, former: &Model) {
     let replicas = |spec: &Model| spec.deployment_spec.as_ref().map_or(1, |d| d.replicas);
     let kept = bounds(&latest.spec).filter(|_| replicas(former) == replicas(&latest.spec));
     entry.scaling = match (kept, entry.scaling.replicas) {
+        (Some(_), Some(0)) if same_artefact(former, &latest.spec) && may_rest(&latest.spec) => {
+            return;
+        }
+        // What ends a model's rest says its new specification.
+        (Some(bounds), Some(0)) => ModelScaling {
+            replicas: Some(bounds.least),
+            ..ModelScaling::default()
+        },
         (Some(bounds), Some(replicas)) => ModelScaling {
             replicas: Some(replicas.clamp(bounds.least, bounds.most)),
             ..std::mem::take(&mut entry.scaling)
@@ -94,34 +105,32 @@ pub(crate) fn triggered(state: &mut State, report: &ModelScalingTriggerMessage) 
         &report.server_name,
         report.replica_idx,
     );
-    if entry.deleted
-        || !world.sync.done
-        || !world.config.model_autoscaling
-        || latest.number != report.model_version
-        || known.is_none()
-    {
+    if entry.deleted || known.is_none() || latest.number != report.model_version {
+        return;
+    }
+    if is_woken(report) && !entry.is_at_rest() {
+        // Its agent has not heard that it does not rest any more.
+        return world.tell_keeping(latest, report.replica_idx);
+    }
+    if !world.sync.done || !world.config.model_autoscaling {
         return;
     }
     let Some(bounds) = bounds(&latest.spec) else {
         return;
     };
     match report.trigger() {
+        Trigger::ScaleUp if entry.is_at_rest() => {
+            wake(entry, &cause(report, "asked for"), world);
+        }
         Trigger::ScaleUp => scale_up(entry, bounds, report, world),
         Trigger::ScaleDown => scale_down(entry, bounds, report, world),
     }
 }
 
-/// Whether all that is wanted is there, and no decision is still fresh.
-fn steady(entry: &Entry, pause: Duration, world: &World) -> bool {
-    let latest = entry.latest();
-    let now = world.now.monotonic;
-    let settled = available(latest, world) == entry.target()
-        && !latest
-            .replicas
-            .iter()
-            .any(|replica| is_loading(replica.state));
-    let rested = |since: Option<Duration>| since.is_none_or(|since| since + pause <= now);
-    settled && rested(entry.scaling.changed)
+/// Whether the last decision is so long ago.
+pub(super) fn rested(entry: &Entry, pause: Duration, world: &World) -> bool {
+    let changed = entry.scaling.changed;
+    changed.is_none_or(|changed| changed + pause <= world.now.monotonic)
 }
 
 fn scale_up(
@@ -130,7 +139,9 @@ fn scale_up(
     report: &ModelScalingTriggerMessage,
     world: &mut World,
 ) {
-    if !steady(entry, world.config.scale_up_pause, world) {
+    let latest = entry.latest();
+    let whole = available(latest, world) == entry.target() && !latest.is_loading();
+    if !whole || !rested(entry, world.config.scale_up_pause, world) {
         return;
     }
     let from = to_u32(entry.target());
@@ -172,25 +183,23 @@ fn scale_down(
     report: &ModelScalingTriggerMessage,
     world: &mut World,
 ) {
-    let (pause, now) = (world.config.scale_down_pause, world.now.monotonic);
+    let pause = world.config.scale_down_pause;
     let latest = entry.latest();
     // What was wanted and never came is given up first.
     let there = available(latest, world).max(bounds.least as usize);
     let from = to_u32(entry.target().min(there + 1));
-    let rested = |since: Duration| since + pause <= now;
-    let loading = latest
-        .replicas
-        .iter()
-        .any(|replica| is_loading(replica.state));
-    let fresh = !rested(entry.settled_at) || !entry.scaling.changed.is_none_or(rested);
-    if from <= bounds.least || loading || fresh {
+    let fresh = entry.settled_at + pause > world.now.monotonic || !rested(entry, pause, world);
+    if latest.is_loading() || fresh {
         return;
+    }
+    if from <= bounds.least {
+        return consider_rest(entry, report, world);
     }
     let cause = cause(report, "not asked for long");
     change(entry, from, from - 1, &cause, world);
 }
 
-fn change(entry: &mut Entry, from: u32, to: u32, cause: &str, world: &mut World) {
+pub(super) fn change(entry: &mut Entry, from: u32, to: u32, cause: &str, world: &mut World) {
     entry.scaling.replicas = Some(to);
     entry.scaling.changed = Some(world.now.monotonic);
     decide_on(
@@ -199,6 +208,7 @@ fn change(entry: &mut Entry, from: u32, to: u32, cause: &str, world: &mut World)
         world,
     );
     world.effects.push(Effect::Persist(record(entry)));
+    world.touch(&entry.name);
 }
 
 /// Notes a decision; the same one again is no news.
@@ -210,7 +220,7 @@ fn decide_on(entry: &mut Entry, text: String, world: &mut World) {
     }
 }
 
-fn cause(report: &ModelScalingTriggerMessage, what: &str) -> String {
+pub(super) fn cause(report: &ModelScalingTriggerMessage, what: &str) -> String {
     let mut figures: Vec<_> = report.metrics.iter().collect();
     figures.sort_unstable();
     let figures: Vec<String> = figures
@@ -224,16 +234,20 @@ fn cause(report: &ModelScalingTriggerMessage, what: &str) -> String {
     }
 }
 
-fn to_u32(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
-}
-
 impl Entry {
-    /// Replicas that the model is to have now.
+    /// Replicas that the model is to have now; one at rest has the place of one.
     pub(crate) fn target(&self) -> usize {
         match self.scaling.replicas {
-            Some(replicas) => replicas as usize,
+            Some(replicas) => replicas.max(1) as usize,
             None => wanted(&self.latest().spec),
+        }
+    }
+
+    /// Replicas with which the model is content where there is no room for more.
+    pub(crate) fn enough(&self) -> usize {
+        match self.minimum() {
+            0 => self.target(),
+            least => least.min(self.target()),
         }
     }
 

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use super::to_u32;
 use crate::{
     Effect,
     model::{Entry, required_memory},
@@ -56,10 +57,7 @@ pub(crate) fn consider_more(entry: &Entry, world: &World) -> Option<Wish> {
         return None;
     }
     let latest = entry.latest();
-    let home = latest
-        .server
-        .as_ref()
-        .filter(|_| !latest.replicas.is_empty());
+    let home = latest.home();
     let candidates = world
         .servers
         .iter()
@@ -71,7 +69,7 @@ pub(crate) fn consider_more(entry: &Entry, world: &World) -> Option<Wish> {
 
 fn wish(entry: &Entry, name: &Arc<str>, server: &Server, world: &World) -> Option<Wish> {
     let expected = server.expected.filter(|expected| *expected > 0)?;
-    let target = u32::try_from(entry.target()).unwrap_or(u32::MAX);
+    let target = to_u32(entry.target());
     let replicas = if target > expected {
         target
     } else if whole(server, expected) && lacks_memory(entry, name, server, world) {
@@ -88,16 +86,12 @@ fn wish(entry: &Entry, name: &Arc<str>, server: &Server, world: &World) -> Optio
 
 /// Whether the most replicas would do for the model. Fewer would stay empty, be taken away again, and asked for again.
 fn can_suffice(entry: &Entry, name: &Arc<str>, server: &Server, world: &World) -> bool {
-    let enough = match entry.minimum() {
-        0 => entry.target(),
-        least => least.min(entry.target()),
-    };
     let too_small = |index: &&u32| {
         let verdict = verdict(entry, name, **index, server, world);
         matches!(verdict, Err(Rule::Memory { .. } | Rule::TooLarge { .. }))
     };
     let too_small = server.replicas.keys().filter(too_small).count();
-    server.max_replicas as usize >= too_small + enough
+    server.max_replicas as usize >= too_small + entry.enough()
 }
 
 /// Whether all replicas are there. While some are not, what is missing may be on its way.
@@ -194,12 +188,9 @@ pub(crate) fn consider_fewer(
     if !allowed || server.max_replicas == 0 {
         return;
     }
-    let in_use = server
-        .replicas
-        .values()
-        .filter(|replica| !replica.models.is_empty());
-    let in_use = u32::try_from(in_use.count()).unwrap_or(u32::MAX);
-    let largest = u32::try_from(server.sets.largest()).unwrap_or(u32::MAX);
+    let in_use = server.replicas.values().filter(|replica| replica.awake > 0);
+    let in_use = to_u32(in_use.count());
+    let largest = to_u32(server.sets.largest());
     let least = server.min_replicas.max(1).max(largest);
     if let Some((replicas, at)) = server.scaling.requested {
         let packs = replicas + 1 == in_use;
@@ -214,7 +205,7 @@ pub(crate) fn consider_fewer(
         return;
     }
     let rests = |replica: &crate::server::ServerReplica| {
-        replica.models.is_empty()
+        replica.awake == 0
             && replica
                 .empty_since
                 .is_some_and(|since| since + pause <= now)
@@ -224,9 +215,7 @@ pub(crate) fn consider_fewer(
         .values()
         .filter(|replica| rests(replica))
         .count();
-    let fewer = expected
-        .saturating_sub(u32::try_from(empty).unwrap_or(u32::MAX))
-        .max(least);
+    let fewer = expected.saturating_sub(to_u32(empty)).max(least);
     if fewer < expected && fits_without(expected - fewer, name, server, models) {
         return ask(name, fewer, world);
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use seldon_proto::scheduler::Model;
 
 use crate::{
-    model::{is_explainer, pinned, required_memory},
+    model::{Version, is_explainer, pinned, required_memory},
     server::{Server, ServerReplica, missing_requirement},
     size::Size,
 };
@@ -154,7 +154,7 @@ pub(crate) fn server_passes(spec: &Model, name: &str, server: &Server) -> Result
 
 /// The replica filters, for a replica that does not have the model yet.
 pub(crate) fn replica_passes(
-    spec: &Model,
+    version: &Version,
     index: u32,
     replica: &ServerReplica,
 ) -> Result<(), Rule> {
@@ -167,14 +167,17 @@ pub(crate) fn replica_passes(
     if replica.surplus {
         return Err(Rule::Surplus { replica: index });
     }
-    let (needs, free) = (required_memory(spec), replica.free());
-    if needs > replica.total_memory && replica.over_commit > 0 {
+    let spec = &version.spec;
+    let needs = required_memory(spec);
+    let on_demand = replica.over_commit > 0 || version.resting;
+    if needs > replica.total_memory && on_demand {
         return Err(Rule::TooLarge {
             replica: index,
             needs,
             total: replica.total_memory,
         });
     }
+    let (needs, free) = (version.required(), replica.free());
     if needs > free {
         return Err(Rule::Memory {
             replica: index,

@@ -15,8 +15,9 @@ pub(crate) use sets::Sets;
 
 use crate::{
     model::{Entry, pinned},
+    reconcile::is_crowded,
     replica_state::{ReplicaState, is_loading_or_loaded, is_unloading},
-    server::{Server, Standing},
+    server::{Server, ServerReplica, Standing},
     world::World,
 };
 
@@ -64,10 +65,7 @@ type Places = BTreeSet<(Arc<str>, u32)>;
 fn decide_among(entry: &Entry, world: &World, avoided: &Places) -> Decision {
     let latest = entry.latest();
     let target = entry.target();
-    let home = latest
-        .server
-        .as_ref()
-        .filter(|_| !latest.replicas.is_empty());
+    let home = latest.home();
     let at_home = home.and_then(|name| Some((name, world.servers.get(name)?)));
     let mut replacing = false;
     if let Some((name, server)) = at_home {
@@ -88,16 +86,19 @@ fn decide_among(entry: &Entry, world: &World, avoided: &Places) -> Decision {
         }
         let candidacy = candidacy(entry, name, server, world, avoided);
         let possible = candidacy.kept.len() + candidacy.failed + candidacy.eligible.len();
-        let enough = match entry.minimum() {
-            _ if replacing && home == Some(name) => candidacy.kept.len() + 1,
-            0 => target,
-            least => least.min(target),
+        let enough = match replacing && home == Some(name) {
+            true => candidacy.kept.len() + 1,
+            false => entry.enough(),
         };
         if possible < enough || (possible < target && partial.is_some()) {
             continue;
         }
         let size = target.min(possible) - candidacy.failed;
-        let replicas = choose(server, &candidacy.kept, size, &candidacy.eligible);
+        let balance = match latest.resting {
+            true => ServerReplica::few_models,
+            false => ServerReplica::free,
+        };
+        let replicas = choose(server, &candidacy.kept, size, &candidacy.eligible, balance);
         if possible >= target {
             return Decision::Load {
                 server: name.clone(),
@@ -165,10 +166,19 @@ pub(crate) fn verdict(
         .find(latest.number, name, index)
         .map(|(at, position)| &entry.versions[at].replicas[position]);
     let Some(there) = there else {
-        return replica_passes(&latest.spec, index, replica).map(|()| false);
+        return replica_passes(latest, index, replica).map(|()| false);
     };
     let standing = replica.standing(world.now.monotonic, &world.config);
     match there.state {
+        state if is_loading_or_loaded(state) && is_crowded(latest, there, world) => {
+            let needs = latest.required();
+            let free = needs.saturating_sub(replica.excess);
+            Err(Rule::Memory {
+                replica: index,
+                needs,
+                free,
+            })
+        }
         state
             if is_loading_or_loaded(state)
                 && matches!(standing, Standing::Usable | Standing::Suspect) =>

@@ -3,7 +3,7 @@
 //! Memory is balanced, but not by any set of replicas that happens to be emptiest: each distinct set is a cluster in
 //! every Envoy. Sets are runs of neighbours on the ring of usable replicas (one per replica and size), or sets that are
 //! in use already; only when none of these has room, any set does.
-use crate::server::Server;
+use crate::server::{Server, ServerReplica};
 
 /// The most sets of one size that placement makes by choice, for each replica.
 const SETS_PER_REPLICA: usize = 2;
@@ -20,14 +20,20 @@ struct Seat {
 type Score = (u64, u64);
 
 /// Chooses replicas for a version that keeps `kept` and shall have `want`, out of `eligible` (both sorted); the new
-/// ones, sorted. Fewer are given only when there are fewer.
-pub(crate) fn choose(server: &Server, kept: &[u32], want: usize, eligible: &[u32]) -> Vec<u32> {
+/// ones, sorted. Fewer are given only when there are fewer. `balance` says how welcome one more is on a replica.
+pub(crate) fn choose(
+    server: &Server,
+    kept: &[u32],
+    want: usize,
+    eligible: &[u32],
+    balance: fn(&ServerReplica) -> u64,
+) -> Vec<u32> {
     let seats: Vec<Seat> = server
         .replicas
         .iter()
         .map(|(index, replica)| Seat {
             index: *index,
-            free: replica.free(),
+            free: balance(replica),
             kept: kept.binary_search(index).is_ok(),
             eligible: eligible.binary_search(index).is_ok(),
         })
@@ -176,7 +182,6 @@ fn combinations_exceed(of: usize, size: usize, limit: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::ServerReplica;
 
     fn server(free: &[u64]) -> Server {
         let mut server = Server::default();
@@ -192,22 +197,31 @@ mod tests {
     #[test]
     fn few_replicas_go_by_free_memory() {
         let world = server(&[5, 9, 7]);
-        assert_eq!(choose(&world, &[], 1, &[0, 1, 2]), [1]);
-        assert_eq!(choose(&world, &[], 2, &[0, 1, 2]), [1, 2]);
-        assert_eq!(choose(&world, &[1], 2, &[0, 2]), [2]);
-        assert_eq!(choose(&world, &[], 5, &[0, 2]), [0, 2]);
-        assert_eq!(choose(&server(&[5, 5]), &[], 1, &[0, 1]), [0]);
+        assert_eq!(choose(&world, &[], 1, &[0, 1, 2], ServerReplica::free), [1]);
+        assert_eq!(
+            choose(&world, &[], 2, &[0, 1, 2], ServerReplica::free),
+            [1, 2]
+        );
+        assert_eq!(choose(&world, &[1], 2, &[0, 2], ServerReplica::free), [2]);
+        assert_eq!(choose(&world, &[], 5, &[0, 2], ServerReplica::free), [0, 2]);
+        assert_eq!(
+            choose(&server(&[5, 5]), &[], 1, &[0, 1], ServerReplica::free),
+            [0]
+        );
     }
 
     #[test]
     fn many_replicas_go_by_runs_and_sets_in_use() {
         let mut world = server(&[10, 10, 10, 10, 30, 10, 10, 10, 10, 30]);
         let all: Vec<u32> = (0..10).collect();
-        assert_eq!(choose(&world, &[], 3, &all), [2, 3, 4]);
+        assert_eq!(choose(&world, &[], 3, &all, ServerReplica::free), [2, 3, 4]);
         world.sets.add(&[0, 4, 9]);
-        assert_eq!(choose(&world, &[], 3, &all), [0, 4, 9]);
+        assert_eq!(choose(&world, &[], 3, &all, ServerReplica::free), [0, 4, 9]);
         // Nothing known has room: any set does.
-        assert_eq!(choose(&world, &[], 3, &[1, 3, 7]), [1, 3, 7]);
+        assert_eq!(
+            choose(&world, &[], 3, &[1, 3, 7], ServerReplica::free),
+            [1, 3, 7]
+        );
     }
 
     #[test]

@@ -61,7 +61,9 @@ pub(crate) fn connected(
         })
         .collect();
     let held: u64 = inventory.values().map(required_memory).sum();
-    replica.capacity = subscription.available_memory_bytes.saturating_add(held);
+    // An agent whose models at rest would not all fit has nothing free, and no less than nothing.
+    let free = subscription.available_memory_bytes;
+    replica.capacity = free.saturating_add(held).min(replica.most_memory());
     server.shared |= subscription.shared;
     server.refresh_capabilities();
     if moved || fresh {
@@ -160,9 +162,11 @@ fn compare(
 ) {
     let state = version.replicas[at].state;
     if let Some(model) = found {
-        let stale = scaling::has_bounds(&model) != scaling::has_bounds(&version.spec);
+        // An agent that was started anew has forgotten what is to rest.
+        let stale =
+            version.resting || scaling::has_bounds(&model) != scaling::has_bounds(&version.spec);
         if stale && is_loaded(state) {
-            world.tell_watch(version, version.replicas[at].index);
+            world.tell_keeping(version, version.replicas[at].index);
         }
         learn_runtime(
             version,
@@ -263,6 +267,9 @@ fn adopt(state: &mut State, server: &Arc<str>, index: u32, name: &str, number: u
         let latest = &mut entry.versions[at];
         latest.server = Some(server.clone());
         put(&name, latest, index, Loaded, world);
+        if latest.resting {
+            world.tell_keeping(latest, index);
+        }
         let runtime = spec
             .model_spec
             .as_ref()
@@ -358,6 +365,9 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
             world.remove_replica(&entry.name, version, at);
         }
         Reported::LoadFailed | Reported::LoadFailMemory => {
+            // A model that cannot be brought back is no model at rest.
+            scaling::wake(entry, "it could not be loaded when it was asked for", world);
+            let version = &mut entry.versions[version_at];
             if is_loaded(actual) {
                 // The agent gave it up, or this was said before it loaded: what is so the order to load it shows.
                 world.set_state(version, at, Loading, None);
@@ -459,9 +469,8 @@ fn freed(state: &mut State, server: &Arc<str>, report: &ModelEventMessage) {
     };
     let versions = entries.flat_map(|entry| &entry.versions).filter(there);
     let held: u64 = versions.map(Version::required).sum();
-    let percent = 100 + u64::from(host.over_commit);
-    let most = host.total_memory.saturating_mul(percent) / 100;
-    let capacity = most.min(report.available_memory_bytes.saturating_add(held));
+    let capacity = report.available_memory_bytes.saturating_add(held);
+    let capacity = capacity.min(host.most_memory());
     if capacity > host.capacity {
         host.capacity = capacity;
         host.excess = host.excess.min(host.booked.saturating_sub(capacity));

@@ -41,7 +41,9 @@ pub(crate) fn restored(state: &mut State, records: Vec<Record>) {
                 // An agent that does not come back for now may have it.
                 (entry.deleted, entry.unconfirmed, entry.born) = (deleted, true, born);
                 let scales = state.world.config.model_autoscaling;
-                entry.scaling.replicas = scaled.filter(|_| scales);
+                let least = u32::from(state.world.config.scale_to_zero.is_none());
+                let scaled = scaled.filter(|_| scales);
+                entry.scaling.replicas = scaled.map(|replicas| replicas.max(least));
                 state.models.insert(name.clone(), entry);
                 state.world.dirty.insert(name);
             }
@@ -200,7 +202,7 @@ fn update(entry: &mut Entry, mut model: Model, world: &mut World) -> bool {
     if has_bounds(&former) != has_bounds(&latest.spec) {
         for replica in &latest.replicas {
             if is_loaded(replica.state) {
-                world.tell_watch(latest, replica.index);
+                world.tell_keeping(latest, replica.index);
             }
         }
     }

@@ -32,7 +32,7 @@ pub(crate) fn notified(
         let empty: Vec<u32> = server
             .replicas
             .iter()
-            .filter(|(_, replica)| replica.models.is_empty())
+            .filter(|(_, replica)| replica.awake == 0)
             .map(|(index, _)| *index)
             .collect();
         for index in empty {

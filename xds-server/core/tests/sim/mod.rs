@@ -76,6 +76,10 @@ pub struct Agent {
     pub memory: u64,
     pub capabilities: Vec<String>,
     pub models: BTreeMap<(String, u32), Model>,
+    /// Those that are to be out of memory.
+    pub resting: BTreeSet<(String, u32)>,
+    /// It is not one of ours: another port for each protocol.
+    pub foreign: bool,
     pub inbox: VecDeque<ModelOperationMessage>,
 }
 
@@ -276,6 +280,18 @@ impl Sim {
 
     /// An agent sees a threshold crossed.
     pub fn trigger(&mut self, key: &AgentKey, model: &str, version: u32, trigger: Trigger) {
+        self.trigger_by(key, model, version, trigger, None);
+    }
+
+    /// The same, with what it saw.
+    pub fn trigger_by(
+        &mut self,
+        key: &AgentKey,
+        model: &str,
+        version: u32,
+        trigger: Trigger,
+        metric: Option<(&str, u32)>,
+    ) {
         self.step(Event::ScalingTriggered(Box::new(
             ModelScalingTriggerMessage {
                 server_name: key.server.to_string(),
@@ -283,6 +299,10 @@ impl Sim {
                 model_name: model.into(),
                 model_version: version,
                 trigger: trigger.into(),
+                metrics: metric
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .into_iter()
+                    .collect(),
                 ..ModelScalingTriggerMessage::default()
             },
         )))
@@ -331,7 +351,7 @@ impl Sim {
             replica_config: Some(ReplicaConfig {
                 inference_svc: format!("{}-{}", key.server, key.replica),
                 inference_http_port: 9999,
-                inference_grpc_port: 9999,
+                inference_grpc_port: 9999 + i32::from(agent.foreign),
                 memory_bytes: agent.memory,
                 capabilities: agent.capabilities.clone(),
                 over_commit_percentage: u32::from(agent.memory < agent.capacity) * 50,
@@ -381,9 +401,19 @@ impl Sim {
             || (message.operation() == Operation::LoadModel && agent.models.contains_key(&entry));
         let event = match (message.operation(), succeed) {
             (Operation::LoadModel, true) => {
+                let told = agent.models.contains_key(&entry);
+                let rests = message.resting && !agent.foreign;
+                match rests {
+                    true => agent.resting.insert(entry.clone()),
+                    false => agent.resting.remove(&entry),
+                };
                 let others = agent.models.iter().filter(|(key, _)| **key != entry);
-                let used: u64 = others.map(|(_, model)| bytes(model)).sum::<u64>() + bytes(&model);
-                let fits = used <= agent.capacity;
+                let others = others.filter(|(key, _)| !agent.resting.contains(*key));
+                let used: u64 = others.map(|(_, model)| bytes(model)).sum();
+                let own = if rests { 0 } else { bytes(&model) };
+                let used = used + own;
+                // One that is woken has others evicted.
+                let fits = told || used <= agent.capacity;
                 assert!(
                     fits || self.late,
                     "{key:?} is asked to hold {used} of {} bytes",
@@ -419,6 +449,7 @@ impl Sim {
                     version.version
                 );
                 agent.models.remove(&entry);
+                agent.resting.remove(&entry);
                 Report::Unloaded
             }
             (_, false) => Report::UnloadFailed,

@@ -36,6 +36,9 @@ pub enum Phase {
 pub struct Held {
     pub model: Model,
     pub phase: Phase,
+    /// It is to be out of memory, and was once.
+    pub resting: bool,
+    pub rested: bool,
 }
 
 pub struct Agent {

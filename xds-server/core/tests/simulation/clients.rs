@@ -136,6 +136,11 @@ fn wish(random: &mut Random, name: &str, roomy: bool) -> Request {
     if random.chance(300) && replicas > 0 {
         deployment.max_replicas = 3;
     }
+    // One that may rest.
+    if random.chance(300) {
+        (deployment.replicas, deployment.min_replicas) = (1, 0);
+        deployment.max_replicas = 3;
+    }
     Request::Load(Box::new(wanted))
 }
 

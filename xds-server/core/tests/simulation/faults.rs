@@ -19,6 +19,9 @@ impl World {
         }
         let pause = self.random.millis(200, 20_000);
         self.queue.after(pause, Happening::Fault);
+        for _ in 0..4 {
+            self.agents_talk();
+        }
         let keys: Vec<AgentKey> = self
             .agents
             .iter()
@@ -82,7 +85,7 @@ impl World {
                 self.tell(|| format!("fault: the scheduler is stopped for {span:?}"));
                 self.scheduler.stopped_until = now + span;
             }
-            _ => self.agents_talk(),
+            _ => {}
         }
     }
 
@@ -91,22 +94,33 @@ impl World {
         let life = self.scheduler.life;
         let keys: Vec<AgentKey> = self.agents.keys().cloned().collect();
         let key = self.random.pick(&keys).clone();
-        let loaded: Vec<Entry> = self.agents[&key].held.keys().cloned().collect();
+        let held = self.agents[&key].held.iter();
+        let scaled = held.filter(|(_, held)| {
+            let deployment = held.model.deployment_spec.as_ref();
+            deployment.is_some_and(|deployment| deployment.max_replicas > 0)
+        });
+        let mut loaded: Vec<Entry> = scaled.map(|(entry, _)| entry.clone()).collect();
+        if loaded.is_empty() {
+            loaded = self.agents[&key].held.keys().cloned().collect();
+        }
         if loaded.is_empty() || !self.agents[&key].accepted {
             return;
         }
         let entry = self.random.pick(&loaded).clone();
-        let trigger = if self.random.chance(500) {
-            Trigger::ScaleUp
-        } else {
-            Trigger::ScaleDown
+        let resting = self.agents[&key].held[&entry].resting;
+        let (trigger, metric) = match self.random.below(3) {
+            0 if !resting => (Trigger::ScaleUp, "lag"),
+            1 if resting => (Trigger::ScaleUp, "woken"),
+            _ => (Trigger::ScaleDown, "inactive_seconds"),
         };
+        let value = u32::try_from(self.random.below(200)).unwrap();
         let message = ModelScalingTriggerMessage {
             server_name: key.server.to_string(),
             replica_idx: key.replica,
             model_name: entry.0.clone(),
             model_version: entry.1,
             trigger: trigger.into(),
+            metrics: [(metric.to_owned(), value)].into(),
             ..ModelScalingTriggerMessage::default()
         };
         for _ in 0..1 + self.random.below(2) {

@@ -37,8 +37,9 @@ impl World {
         let entry: Entry = (model.meta.clone().unwrap().name, version.version);
         self.tell(|| {
             let (name, number) = &entry;
+            let keeping = if message.resting { ", at rest" } else { "" };
             format!(
-                "{}-{}: is to {} {name}:{number}",
+                "{}-{}: is to {} {name}:{number}{keeping}",
                 key.server,
                 key.replica,
                 operation.as_str_name()
@@ -47,6 +48,13 @@ impl World {
         let held = self.agents[key].held.get(&entry).cloned();
         let as_before = held.as_ref().is_some_and(|held| same(&held.model, &model));
         let phase = held.map(|held| held.phase);
+        let resting = message.resting;
+        if operation == Operation::LoadModel
+            && as_before
+            && let Some(held) = self.agent(key).held.get_mut(&entry)
+        {
+            (held.resting, held.rested) = (resting, held.rested || resting);
+        }
         match (operation, phase) {
             (Operation::LoadModel, _) if self.agents[key].draining => {
                 self.report(key, &entry, Report::LoadFailed);
@@ -63,6 +71,8 @@ impl World {
                     Held {
                         model,
                         phase: Phase::Loading(work),
+                        resting,
+                        rested: resting,
                     },
                 );
             }
@@ -111,8 +121,10 @@ impl World {
         };
         let event = match held.phase {
             Phase::Loading(own) if own == work => {
-                let fits = agent.registered() + bytes(&held.model) <= agent.capacity()
-                    && bytes(&held.model) <= agent.memory;
+                // Where some were at rest, and are booked anew, others leave their memory to whoever is asked for.
+                let evicts = agent.held.values().any(|held| held.rested);
+                let room = agent.registered() + bytes(&held.model) <= agent.capacity();
+                let fits = (room || evicts) && bytes(&held.model) <= agent.memory;
                 if succeeded && fits {
                     agent.ever.insert(entry.clone());
                     agent.held.get_mut(&entry).unwrap().phase = Phase::Loaded;

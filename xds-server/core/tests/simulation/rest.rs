@@ -112,7 +112,9 @@ impl World {
             unreachable!()
         };
         let deployment = wanted.deployment_spec.as_ref().unwrap();
-        let target = scaled.unwrap_or(deployment.replicas) as usize;
+        // One at rest has the place of one.
+        let at_rest = *scaled == Some(0);
+        let target = scaled.map_or(deployment.replicas, |scaled| scaled.max(1)) as usize;
         let state = &self.scheduler.state;
         let status = state.model_status(name, false, Now::default()).unwrap();
         let shown = status.versions[0].state.clone().unwrap();
@@ -157,6 +159,11 @@ impl World {
             );
         }
         let versions: BTreeSet<u32> = held.iter().map(|(_, version)| *version).collect();
+        for (key, version) in held.iter().filter(|_| at_rest) {
+            let entry = (name.clone(), *version);
+            let there = &self.agents[key].held[&entry];
+            assert!(there.resting, "{entry:?} on {key:?} is to rest");
+        }
         if target == 0 {
             assert!(
                 held.is_empty() && shown.state() == ModelState::ModelScaledDown,

@@ -202,6 +202,8 @@ impl World {
             load_timeout: Duration::from_secs(600),
             unload_timeout: Duration::from_secs(300),
             model_autoscaling: random.chance(500),
+            scale_down_pause: Duration::from_secs(1),
+            scale_to_zero: random.chance(500).then_some(Duration::from_secs(2)),
             server_packing: if random.chance(200) { 0.3 } else { 0.0 },
             ..Config::new(synchronisation)
         };

@@ -1,0 +1,88 @@
+//! Scale to zero. A model that nobody asks for rests: it keeps its place and its route, but takes no memory. Its agent
+//! holds the next request, loads the model for it and says so, which wakes it here, too.
+use std::sync::Arc;
+
+use seldon_proto::{agent::ModelScalingTriggerMessage, scheduler::Model};
+
+use super::model::{ModelScaling, bounds, cause, change, rested};
+use crate::{model::Entry, replica_state::ReplicaState::Available, world::World};
+
+/// By these metrics an agent says how long a model has not been asked for, and that one at rest was.
+const IDLE: &str = "inactive_seconds";
+const WOKEN: &str = "woken";
+
+/// Whether a model may have no replica: it is scaled, and nobody asked for at least one.
+pub(super) fn may_rest(spec: &Model) -> bool {
+    let least = spec.deployment_spec.as_ref().map(|d| d.min_replicas);
+    bounds(spec).is_some() && least == Some(0)
+}
+
+impl Entry {
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.scaling.replicas == Some(0)
+    }
+}
+
+impl ModelScaling {
+    /// The last decision, in words. That a model rests is known even where a restart has forgotten why.
+    pub(crate) fn decision(&self) -> Option<Arc<str>> {
+        let rests = self.replicas == Some(0);
+        let plain = || "scaled to 0 replicas; the next request loads it again".into();
+        self.decision.clone().or_else(|| rests.then(plain))
+    }
+}
+
+/// The last replica of a model was not asked for: whether for so long that none is needed.
+pub(super) fn consider_rest(
+    entry: &mut Entry,
+    report: &ModelScalingTriggerMessage,
+    world: &mut World,
+) {
+    let Some(after) = world.config.scale_to_zero else {
+        return;
+    };
+    let latest = entry.latest();
+    let idle = report.metrics.get(IDLE).copied().unwrap_or(0);
+    // Nothing else is going on, and whoever has it can bring it back.
+    let alone = entry.versions.len() == 1
+        && matches!(&latest.replicas[..], [only] if only.state == Available && world.is_ours(latest, only.index));
+    if entry.is_at_rest()
+        || !may_rest(&latest.spec)
+        || u64::from(idle) < after.as_secs()
+        || !alone
+        || !rested(entry, after, world)
+    {
+        return;
+    }
+    let cause = cause(report, "not asked for long");
+    let cause = format!("{cause}; the next request loads it again");
+    change(entry, 1, 0, &cause, world);
+}
+
+/// Whether an agent says that it was asked for a model at rest.
+pub(super) fn is_woken(report: &ModelScalingTriggerMessage) -> bool {
+    report.metrics.contains_key(WOKEN)
+}
+
+/// Ends a model's rest, if it has one.
+pub(crate) fn wake(entry: &mut Entry, cause: &str, world: &mut World) {
+    if entry.is_at_rest() {
+        change(entry, 0, 1, cause, world);
+        follow_rest(entry, world);
+    }
+}
+
+/// Has the latest version rest, or not, as was decided. Older ones stay as they are: they are about to go.
+pub(crate) fn follow_rest(entry: &mut Entry, world: &mut World) {
+    let at = entry.latest_position();
+    let latest = &entry.versions[at];
+    let unable = |index| !world.is_ours(latest, index);
+    let rests = entry.is_at_rest() && !entry.deleted;
+    if rests && latest.placed().any(unable) {
+        return wake(entry, "its agent cannot keep it out of memory", world);
+    }
+    let latest = &mut entry.versions[at];
+    if latest.resting != rests {
+        world.set_resting(latest, rests);
+    }
+}
