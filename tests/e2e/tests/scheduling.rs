@@ -4,6 +4,8 @@
 mod autoscaling;
 #[path = "scheduling/overload.rs"]
 mod overload;
+#[path = "scheduling/rest.rs"]
+mod rest;
 #[path = "faults/scene.rs"]
 #[allow(dead_code)] // the other program with this file uses all of it
 mod scene;
@@ -18,6 +20,7 @@ const CASES: &[Fault] = &[
     ("scheduler_killed_every_few_seconds", turns::scheduler),
     ("agents_and_servers_killed_in_turn", turns::replicas),
     ("a_model_follows_its_load", autoscaling::followed),
+    ("models_rest_until_they_are_asked_for", rest::rested),
     (
         "an_overloaded_model_is_its_own_problem",
         overload::overloaded,
