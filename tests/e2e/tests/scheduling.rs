@@ -1,5 +1,7 @@
 //! Scheduling under load: the scheduler is killed again and again, replicas in turn, one model is asked for more than it
 //! can answer, replicas drain, models are scaled.
+#[path = "scheduling/at_once.rs"]
+mod at_once;
 #[path = "scheduling/autoscaling.rs"]
 mod autoscaling;
 #[path = "scheduling/overload.rs"]
@@ -19,6 +21,7 @@ use seldon_e2e::faults::{Fault, run_faults};
 const CASES: &[Fault] = &[
     ("scheduler_killed_every_few_seconds", turns::scheduler),
     ("agents_and_servers_killed_in_turn", turns::replicas),
+    ("all_agents_and_everything_killed", at_once::killed),
     ("a_model_follows_its_load", autoscaling::followed),
     ("models_rest_until_they_are_asked_for", rest::rested),
     (

@@ -49,6 +49,8 @@ pub(crate) struct Version {
     pub(crate) counted: Option<Arc<[u32]>>,
     /// Rounds of failed loads in a row, when to try again, and the world in which the last one failed.
     pub(crate) failures: u32,
+    /// Why the last of them failed.
+    pub(crate) last_failure: Option<Arc<str>>,
     pub(crate) retry_at: Option<Duration>,
     pub(crate) failed_epoch: u64,
     /// Where loads failed lately: another try goes elsewhere, if it can.
@@ -130,6 +132,7 @@ impl Version {
             replicas: Vec::new(),
             counted: None,
             failures: 0,
+            last_failure: None,
             retry_at: None,
             failed_epoch: 0,
             avoided: BTreeSet::new(),
@@ -164,7 +167,7 @@ impl Version {
             self.avoided.remove(&(server.clone(), index));
         }
         if !self.has_failed() {
-            (self.failures, self.retry_at) = (0, None);
+            (self.failures, self.retry_at, self.last_failure) = (0, None, None);
             self.avoided.clear();
         }
     }

@@ -104,6 +104,7 @@ pub(crate) fn connected(version: &Version, index: u32, world: &World) -> bool {
 pub(crate) fn fail_load(version: &mut Version, at: usize, reason: &str, world: &mut World) {
     version.failures += u32::from(!version.has_failed());
     world.set_state(version, at, LoadFailed, Some(reason));
+    version.last_failure = version.replicas[at].reason.clone();
     if let Some(server) = &version.server {
         let place = (server.clone(), version.replicas[at].index);
         version.avoided.insert(place);
@@ -258,6 +259,7 @@ fn place(entry: &mut Entry, world: &mut World) {
         // What is loaded elsewhere keeps its number, so that both can be told apart.
         let moved = Version {
             failures: latest.failures,
+            last_failure: latest.last_failure.clone(),
             avoided: latest.avoided.clone(),
             resting: latest.resting,
             ..Version::new(entry.next_number(), latest.spec.clone())

@@ -128,7 +128,12 @@ fn state_of_latest(entry: &Entry, world: &World) -> (ModelState, Option<Arc<str>
         return (ModelState::ScheduleFailed, goes_on(entry.unplaced.clone()));
     }
     let waiting = (!world.sync.done).then(|| world.sync.missing(&world.servers).into());
-    (ModelState::ModelProgressing, waiting)
+    let again = || {
+        let reason = latest.last_failure.as_ref()?;
+        Some(format!("it is loaded again; before: {reason}").into())
+    };
+    let reason = waiting.or_else(|| goes_on(again()));
+    (ModelState::ModelProgressing, reason)
 }
 
 pub(crate) fn timestamp(wall: Duration) -> Option<Timestamp> {

@@ -5,6 +5,7 @@ mod sim;
 use std::time::Duration;
 
 use seldon_core::{Config, Synchronisation};
+use seldon_proto::scheduler::model_status::ModelState::ModelProgressing;
 use sim::{Sim, agent, model, spec};
 
 fn world() -> Sim {
@@ -64,6 +65,14 @@ fn a_failed_load_says_when_it_is_tried_again_and_at_last_what_to_do() {
     assert_eq!(
         waits(&sim, "iris"),
         ["another try to load version 1, in 5 s, after 1 that failed"]
+    );
+    sim.advance(Duration::from_secs(5));
+    assert_eq!(
+        sim.status("iris"),
+        (
+            ModelProgressing,
+            "it is loaded again; before: the artefact is broken".into()
+        )
     );
     for _ in 0..20 {
         sim.advance(Duration::from_secs(400));
