@@ -407,6 +407,9 @@ async fn drains_at_the_first_call() {
     let world = World::new().await;
     let agent = world.agent(&[]).await;
     world.scheduler.subscription(0).await;
+    let known = model("known", 1, IRIS);
+    world.scheduler.order(LoadModel, &known);
+    world.scheduler.event("known").await;
     until("readiness", async || {
         (get(agent.readiness, "/ready").await.0 == 200).then_some(())
     })
@@ -427,6 +430,9 @@ async fn drains_at_the_first_call() {
             .message
             .contains("drained")
     );
+    // How to keep what it has may be said: that it goes is no failure of the model.
+    world.scheduler.keep(&known, true);
+    assert_eq!(world.scheduler.event("known").await.event(), Event::Loaded);
     agent.stop.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), agent.task).await;
     ended.expect("ends in time").unwrap().unwrap();

@@ -209,9 +209,12 @@ impl Control {
         };
         tokio::spawn(async move {
             let registry = &control.0.registry;
+            let load = operation == Operation::LoadModel;
+            let woken = load && registry.heed(&version, keeping, sequence);
             let draining = control.0.phase.borrow().draining;
             let outcome = match operation {
-                Operation::LoadModel if draining => {
+                // What it has it has, whatever is said of how to keep it.
+                Operation::LoadModel if draining && !registry.has(&version) => {
                     Outcome::LoadFailed("this server replica is being drained".to_owned())
                 }
                 Operation::LoadModel => {
@@ -235,8 +238,8 @@ impl Control {
                 "order done"
             );
             control.0.outbox.put(&version, outcome);
-            if operation == Operation::LoadModel {
-                registry.keep(&version, keeping, sequence).await;
+            if load {
+                registry.keep(&version, keeping, sequence, woken).await;
             }
         });
     }

@@ -58,11 +58,13 @@ impl Control {
         loop {
             every.tick().await;
             let draining = self.0.phase.borrow().draining;
-            if draining || !*self.0.connected.borrow() {
+            if !*self.0.connected.borrow() {
                 continue;
             }
             let models = self.0.registry.watched();
-            let crossed = analyst.look(models, &thresholds, Instant::now());
+            let mut crossed = analyst.look(models, &thresholds, Instant::now());
+            // What leaves is not scaled; but it is not to move as one that nobody asks for.
+            crossed.retain(|crossed| !draining || matches!(crossed.kind, Kind::Woken(_)));
             if crossed.is_empty() {
                 continue;
             }

@@ -7,7 +7,7 @@ mod eviction;
 mod lru;
 mod orders;
 mod residence;
-mod rest;
+mod resting;
 mod room;
 mod traffic;
 
@@ -31,7 +31,7 @@ use book::OrderBook;
 use entry::Entry;
 pub use entry::State;
 pub use orders::Outcome;
-pub use rest::Keeping;
+pub use resting::Keeping;
 use room::Room;
 
 /// Loads into the inference server at a time when many are restored.
@@ -154,6 +154,9 @@ impl Registry {
             match ModelVersion::decode(record.as_slice()) {
                 Ok(version) if internal_name(&version).as_deref() == Ok(internal.as_str()) => {
                     let entry = self.entry(internal, version, &runtime);
+                    if self.0.repository.folders().rests(&entry.internal) {
+                        entry.rest();
+                    }
                     entry.adopted.store(true, Ordering::SeqCst);
                     self.insert(&entry);
                     self.set(&entry, State::Restoring);

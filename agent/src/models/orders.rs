@@ -82,10 +82,11 @@ impl Registry {
                     () = settled(&known) => {}
                 }
             }
-            let turn = known.turn.lock().await;
-            if cancel.is_cancelled() {
-                return Outcome::Superseded;
-            }
+            let turn = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Outcome::Superseded,
+                turn = known.turn.lock() => turn,
+            };
             match known.state() {
                 // An evicted one is, as far as the scheduler is concerned.
                 State::Loaded | State::Evicted => {

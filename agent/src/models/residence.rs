@@ -71,11 +71,11 @@ impl Registry {
     }
 
     /// Says whether a model that was in memory gets back there now. One that a former agent left waits for a request
-    /// where models are evicted, and where memory has become too little for all.
+    /// where models are evicted, where memory has become too little for all, and where it rests.
     fn may_restore(&self, entry: &Entry) -> bool {
         let was_in_memory = !entry.adopted.swap(false, Ordering::SeqCst);
         let evicts = self.0.memory.overcommit_percentage > 0;
-        was_in_memory || (!evicts && self.0.room.hold(entry))
+        was_in_memory || (!evicts && !entry.is_resting() && self.0.room.hold(entry))
     }
 
     /// Asks whether the inference server holds everything that counts as loaded.

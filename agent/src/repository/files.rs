@@ -8,6 +8,8 @@ use super::RepositoryError;
 
 /// Holds the model as the scheduler sent it, for a restarted agent.
 pub const RECORD: &str = "agent-model.pb";
+/// Beside it in the folder of a model at rest.
+pub const RESTS: &str = "agent-rests";
 
 /// Folders deeper than this are not searched and not installed.
 const MAX_DEPTH: usize = 32;

@@ -2,7 +2,7 @@
 use std::path::{Path, PathBuf};
 
 use super::RepositoryError;
-use super::files::{self, RECORD};
+use super::files::{self, RECORD, RESTS};
 
 /// The version folder inside each model's folder.
 pub const VERSION: &str = "1";
@@ -58,6 +58,24 @@ impl Folders {
 
     pub fn forget(&self, internal: &str) -> Result<(), RepositoryError> {
         files::remove_file(&self.of(internal).join(RECORD))
+    }
+
+    /// Keeps, beside its record, whether a model rests. One without a record is about to go.
+    pub fn mark(&self, internal: &str, rests: bool) -> Result<(), RepositoryError> {
+        let folder = self.of(internal);
+        let mark = folder.join(RESTS);
+        if !rests {
+            return files::remove_file(&mark);
+        }
+        match folder.join(RECORD).exists() {
+            true => files::replace_file(&mark, b""),
+            false => Ok(()),
+        }
+    }
+
+    /// Says whether a model was at rest.
+    pub fn rests(&self, internal: &str) -> bool {
+        self.of(internal).join(RESTS).exists()
     }
 
     pub fn records(&self) -> Result<Vec<(String, Vec<u8>)>, RepositoryError> {

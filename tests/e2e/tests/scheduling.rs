@@ -6,8 +6,8 @@ mod at_once;
 mod autoscaling;
 #[path = "scheduling/overload.rs"]
 mod overload;
-#[path = "scheduling/rest.rs"]
-mod rest;
+#[path = "scheduling/resting.rs"]
+mod resting;
 #[path = "faults/scene.rs"]
 #[allow(dead_code)] // the other program with this file uses all of it
 mod scene;
@@ -23,7 +23,7 @@ const CASES: &[Fault] = &[
     ("agents_and_servers_killed_in_turn", turns::replicas),
     ("all_agents_and_everything_killed", at_once::killed),
     ("a_model_follows_its_load", autoscaling::followed),
-    ("models_rest_until_they_are_asked_for", rest::rested),
+    ("models_rest_until_they_are_asked_for", resting::rested),
     (
         "an_overloaded_model_is_its_own_problem",
         overload::overloaded,

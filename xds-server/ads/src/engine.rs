@@ -311,20 +311,22 @@ impl Shared {
         }
     }
 
-    /// Looks again when a lease that begins now is over.
+    /// Looks again when a lease that begins now is over, and after another: then nothing is left of it.
     fn end_lease(self: Arc<Self>) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             // Outside of a runtime the next event of any stream does it.
             return;
         };
         runtime.spawn(async move {
-            let over = tokio::time::sleep(self.settings.lease + Duration::from_millis(1));
-            tokio::select! {
-                () = over => {}
-                () = self.ending.notified() => return,
+            for _ in 0..2 {
+                let over = tokio::time::sleep(self.settings.lease + Duration::from_millis(1));
+                tokio::select! {
+                    () = over => {}
+                    () = self.ending.notified() => return,
+                }
+                let mut state = self.lock();
+                self.refresh(&mut state);
             }
-            let mut state = self.lock();
-            self.refresh(&mut state);
         });
     }
 
@@ -338,7 +340,7 @@ impl Shared {
             ..
         } = state;
         let before = departures.len();
-        departures.expire(now, self.settings.lease);
+        departures.expire(now, self.settings.lease, streams);
         departures.match_returned(streams, world.generation);
         if departures.len() != before {
             state.told_at = None;

@@ -23,8 +23,22 @@ impl Departures {
         self.0.push(departed);
     }
 
-    pub(crate) fn expire(&mut self, now: Duration, lease: Duration) {
-        self.0.retain(|d| now < d.lost + lease);
+    /// Forgets those whose lease is over. One that refused something may be back on a stream that has not said so again:
+    /// it is remembered, for another lease at most, until every newer stream has answered for all that it was told of.
+    pub(crate) fn expire(
+        &mut self,
+        now: Duration,
+        lease: Duration,
+        streams: &BTreeMap<u64, Connected>,
+    ) {
+        let may_be_back = |d: &Departed| {
+            let mut newer = streams.values().filter(|c| c.since >= d.lost);
+            newer.any(|c| !c.stream.quiet() || !c.stream.covers(&d.status.types))
+        };
+        self.0.retain(|d| {
+            let refused = !d.status.rejections.is_empty() && now < d.lost + lease * 2;
+            now < d.lost + lease || (refused && may_be_back(d))
+        });
     }
 
     /// What every Envoy within its lease has acknowledged; `None` without any.

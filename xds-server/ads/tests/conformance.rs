@@ -584,6 +584,37 @@ async fn lease(delta: bool) {
     assert!(server.engine.envoys().is_empty());
 }
 
+clause!(
+    a_refusal_outlasts_the_lease_while_who_refused_may_be_back,
+    silently_back
+);
+async fn silently_back(delta: bool) {
+    let lease = Duration::from_millis(200);
+    let server = server(Settings {
+        lease,
+        ..settings()
+    })
+    .await;
+    let mut rejections = server.engine.rejections();
+    server.engine.apply(1, vec![put(SRDS, "a", "1")]);
+    let mut envoy = Envoy::connect(&server, delta).await;
+    envoy.subscribe(SRDS, &[]);
+    envoy.take(SRDS).await;
+    server.engine.apply(2, vec![put(SRDS, "a", "bad")]);
+    refuse_bad(&mut envoy, SRDS, 1).await;
+    assert!(rejections.recv().await.unwrap().reason.is_some());
+    drop(envoy);
+    eventually(|| server.engine.envoys().iter().all(|e| !e.connected)).await;
+    let mut again = Envoy::connect(&server, delta).await;
+    again.subscribe(SRDS, &[]);
+    let unanswered = again.next().await;
+    eventually(|| server.engine.envoys().len() == 1).await;
+    server.engine.apply(3, vec![put(CDS, "b", "1")]);
+    assert!(rejections.try_recv().is_err(), "nobody has taken it back");
+    again.ack(&unanswered);
+    assert_eq!(rejections.recv().await.unwrap().reason, None);
+}
+
 #[tokio::test]
 async fn a_new_engine_holds_back_removal_for_a_lease() {
     let lease = Duration::from_millis(200);

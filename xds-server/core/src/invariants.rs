@@ -51,6 +51,12 @@ pub fn check(state: &State) -> Result<(), String> {
                 }
             }
         }
+        for version in entry.versions.iter().filter(|_| !entry.deleted) {
+            if !version.stray && version.resting != entry.is_at_rest() {
+                let number = version.number;
+                return Err(format!("{name}:{number} is at rest: {}", version.resting));
+            }
+        }
         for version in &entry.versions {
             if !version.replicas.is_sorted_by_key(|replica| replica.index) {
                 return Err(format!("replicas of {name} are not sorted"));

@@ -29,8 +29,8 @@ pub(crate) struct Replica {
     pub(crate) routed: bool,
     /// Failed unloads in a row.
     pub(crate) failures: u32,
-    /// Woken there, whether there was room for it or not.
-    pub(crate) woken: bool,
+    /// It takes memory there that others have been given.
+    pub(crate) crowded: bool,
 }
 
 /// One version of a model; it lives on one server.
@@ -116,7 +116,7 @@ impl Replica {
             gate: None,
             routed: false,
             failures: 0,
-            woken: false,
+            crowded: false,
         }
     }
 }

@@ -81,12 +81,12 @@ pub(crate) fn available(version: &Version, world: &World) -> usize {
         .count()
 }
 
-/// Whether a model was woken where others have taken its memory. It answers there, as they leave theirs to it, but it goes
-/// where there is room.
+/// Whether a model takes memory that others have been given. It answers there, as they leave theirs to it, but it goes where
+/// there is room.
 pub(crate) fn is_crowded(version: &Version, replica: &Replica, world: &World) -> bool {
     let server = version.server.as_ref();
     let host = server.and_then(|name| world.servers.get(name)?.replicas.get(&replica.index));
-    replica.woken && host.is_some_and(|host| host.excess > 0)
+    replica.crowded && host.is_some_and(|host| host.excess > 0)
 }
 
 pub(crate) fn connected(version: &Version, index: u32, world: &World) -> bool {

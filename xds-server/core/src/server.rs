@@ -119,6 +119,11 @@ impl ServerReplica {
         }
     }
 
+    /// Whether its agent is ours: those serve both protocols on one port.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.endpoint.http_port == self.endpoint.grpc_port
+    }
+
     /// Takes over what an agent says of itself; whether its endpoint changed.
     pub(crate) fn describe(&mut self, subscription: &AgentSubscribeRequest) -> bool {
         let config = subscription.replica_config.clone().unwrap_or_default();

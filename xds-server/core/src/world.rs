@@ -12,7 +12,10 @@ use seldon_proto::agent::{
 use crate::{
     AgentKey, Config, Effect, Generation, Now, Record, Worker,
     model::{Replica, Version},
-    replica_state::{ReplicaState, holds_memory, is_loading_or_loaded, is_transient},
+    replica_state::{
+        ReplicaState::{self, Draining},
+        holds_memory, is_loading_or_loaded, is_transient,
+    },
     scaling,
     server::Server,
     sync::StartUp,
@@ -273,12 +276,13 @@ impl World {
         self.moved = true;
         self.rebook(version, former);
         for at in 0..version.replicas.len() {
-            let replica = &mut version.replicas[at];
-            replica.woken = !resting;
-            let (index, told) = (replica.index, is_loading_or_loaded(replica.state));
+            let replica = &version.replicas[at];
+            let told = is_loading_or_loaded(replica.state) || replica.state == Draining;
+            let index = replica.index;
             if let Some(host) = self.host(version, index) {
                 host.count_awake(u32::from(!resting), u32::from(resting));
             }
+            self.note_crowded(version, at);
             if told {
                 self.tell_keeping(version, index);
             }
@@ -289,6 +293,23 @@ impl World {
         }
         if resting {
             self.retry_unplaced();
+        }
+    }
+
+    /// Takes note where a version is that came to take memory without being placed there: too much may be booked now.
+    pub(crate) fn note_crowded(&mut self, version: &mut Version, at: usize) {
+        let takes = version.required() > 0 && holds_memory(version.replicas[at].state);
+        let host = self.host(version, version.replicas[at].index);
+        let exceeds = host.is_some_and(|host| host.excess > 0);
+        version.replicas[at].crowded = takes && exceeds;
+    }
+
+    /// Those that stay when enough was freed have their place like others.
+    pub(crate) fn forget_crowded(&mut self, version: &mut Version) {
+        for at in 0..version.replicas.len() {
+            if version.replicas[at].crowded {
+                self.note_crowded(version, at);
+            }
         }
     }
 
@@ -332,12 +353,12 @@ impl World {
         }
     }
 
-    /// Whether the agent is ours: those serve both protocols on one port.
+    /// Whether the agent of a replica is ours.
     pub(crate) fn is_ours(&self, version: &Version, index: u32) -> bool {
         let server = version.server.as_ref();
         let server = server.and_then(|name| self.servers.get(name));
-        let endpoint = server.and_then(|server| Some(&server.replicas.get(&index)?.endpoint));
-        endpoint.is_some_and(|endpoint| endpoint.http_port == endpoint.grpc_port)
+        let replica = server.and_then(|server| server.replicas.get(&index));
+        replica.is_some_and(crate::server::ServerReplica::is_ours)
     }
 
     /// Keeps the index of replica sets in step with a version's placement.

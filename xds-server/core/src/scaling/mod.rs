@@ -1,11 +1,11 @@
 //! How many replicas there are to be: of a model by what its agents see of its requests, of a server by what its models
 //! need.
 mod model;
-mod rest;
+mod resting;
 mod server;
 
 pub(crate) use model::{ModelScaling, follow_spec, has_bounds, take_over, triggered};
-pub(crate) use rest::{follow_rest, wake};
+pub(crate) use resting::{follow_rest, may_rest, wake};
 pub(crate) use server::{ServerScaling, consider_fewer, consider_more, growing, request, withdraw};
 
 fn to_u32(count: usize) -> u32 {

@@ -9,7 +9,7 @@ use seldon_proto::{
 
 use super::{
     consider_more, request,
-    rest::{consider_rest, is_woken, may_rest, wake},
+    resting::{consider_rest, is_woken, may_rest, wake},
     to_u32,
 };
 use crate::{
@@ -119,8 +119,13 @@ pub(crate) fn triggered(state: &mut State, report: &ModelScalingTriggerMessage) 
         return;
     };
     match report.trigger() {
+        // An agent that knows that it rests says nothing of the kind.
+        Trigger::ScaleDown if entry.is_at_rest() => {
+            world.tell_keeping(entry.latest(), report.replica_idx);
+        }
         Trigger::ScaleUp if entry.is_at_rest() => {
-            wake(entry, &cause(report, "asked for"), world);
+            let cause = format!("asked for on {}", place(report));
+            wake(entry, &cause, world);
         }
         Trigger::ScaleUp => scale_up(entry, bounds, report, world),
         Trigger::ScaleDown => scale_down(entry, bounds, report, world),
@@ -227,11 +232,14 @@ pub(super) fn cause(report: &ModelScalingTriggerMessage, what: &str) -> String {
         .iter()
         .map(|(name, value)| format!("{name} {value}"))
         .collect();
-    let place = format!("replica {} of {}", report.replica_idx, report.server_name);
     match figures.is_empty() {
-        true => format!("{what} on {place}"),
-        false => format!("{what} on {place} ({})", figures.join(", ")),
+        true => format!("{what} on {}", place(report)),
+        false => format!("{what} on {} ({})", place(report), figures.join(", ")),
     }
+}
+
+fn place(report: &ModelScalingTriggerMessage) -> String {
+    format!("replica {} of {}", report.replica_idx, report.server_name)
 }
 
 impl Entry {

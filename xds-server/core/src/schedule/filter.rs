@@ -177,7 +177,12 @@ pub(crate) fn replica_passes(
             total: replica.total_memory,
         });
     }
-    let (needs, free) = (version.required(), replica.free());
+    // Agents of others know no rest.
+    let needs = match replica.is_ours() {
+        true => version.required(),
+        false => needs,
+    };
+    let free = replica.free();
     if needs > free {
         return Err(Rule::Memory {
             replica: index,

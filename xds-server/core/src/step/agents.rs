@@ -16,7 +16,7 @@ use crate::{
     reconcile::{fail_load, fail_unload, record},
     replica_state::{
         ReplicaState::{self, *},
-        can_receive_traffic, holds_memory, is_loaded, is_loading,
+        can_receive_traffic, holds_memory, is_loaded, is_loading, is_loading_or_loaded,
     },
     scaling,
     server::{ServerReplica, endpoint},
@@ -162,10 +162,11 @@ fn compare(
 ) {
     let state = version.replicas[at].state;
     if let Some(model) = found {
-        // An agent that was started anew has forgotten what is to rest.
-        let stale =
-            version.resting || scaling::has_bounds(&model) != scaling::has_bounds(&version.spec);
-        if stale && is_loaded(state) {
+        // What rests an agent may have forgotten, and that it rests no more it may not have heard.
+        let stays = is_loading_or_loaded(state) || matches!(state, Draining | LoadFailed);
+        let stale = scaling::has_bounds(&model) != scaling::has_bounds(&version.spec);
+        let may_rest = scaling::may_rest(&model) || scaling::may_rest(&version.spec);
+        if stays && (stale || may_rest) {
             world.tell_keeping(version, version.replicas[at].index);
         }
         learn_runtime(
@@ -267,7 +268,7 @@ fn adopt(state: &mut State, server: &Arc<str>, index: u32, name: &str, number: u
         let latest = &mut entry.versions[at];
         latest.server = Some(server.clone());
         put(&name, latest, index, Loaded, world);
-        if latest.resting {
+        if scaling::may_rest(&spec) || scaling::may_rest(&latest.spec) {
             world.tell_keeping(latest, index);
         }
         let runtime = spec
@@ -301,6 +302,9 @@ fn put(name: &Arc<str>, version: &mut Version, index: u32, state: ReplicaState, 
     world.set_state(version, at, state, None);
     version.replicas[at].routed = true;
     recount_excess(version, index, world);
+    if scaling::may_rest(&version.spec) {
+        world.note_crowded(version, at);
+    }
 }
 
 /// What is there is there, whether there was room for it or not.
@@ -365,14 +369,15 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
             world.remove_replica(&entry.name, version, at);
         }
         Reported::LoadFailed | Reported::LoadFailMemory => {
-            // A model that cannot be brought back is no model at rest.
-            scaling::wake(entry, "it could not be loaded when it was asked for", world);
-            let version = &mut entry.versions[version_at];
             if is_loaded(actual) {
                 // The agent gave it up, or this was said before it loaded: what is so the order to load it shows.
                 world.set_state(version, at, Loading, None);
                 version.replicas[at].gate = None;
-                world.send(version, report.replica_idx, Operation::LoadModel);
+                // A model that cannot be brought back is no model at rest; its agent is told so, which is the order.
+                if !scaling::wake(entry, "it could not be loaded when it was asked for", world) {
+                    let version = &entry.versions[version_at];
+                    world.send(version, report.replica_idx, Operation::LoadModel);
+                }
             } else if is_loading(actual) {
                 fail_load(
                     version,
@@ -433,14 +438,9 @@ fn unexpected(state: &mut State, report: &ModelEventMessage) -> Result<(), Refus
     match (report.event(), spec) {
         (Reported::Loaded, Some(spec)) if connected => {
             let model = (*spec).clone();
-            adopt(
-                state,
-                &server,
-                report.replica_idx,
-                &report.model_name,
-                report.model_version,
-                model,
-            );
+            let place = (&*report.model_name, report.model_version);
+            adopt(state, &server, report.replica_idx, place.0, place.1, model);
+            confirm(state, place, &server, report.replica_idx);
             Ok(())
         }
         (Reported::Unloaded, _) => {
@@ -448,6 +448,29 @@ fn unexpected(state: &mut State, report: &ModelEventMessage) -> Result<(), Refus
             Ok(())
         }
         _ => Err(mismatch(report, "absent")),
+    }
+}
+
+/// A report may come so late that its agent has unloaded the model since: nothing is routed there before it has said, by the
+/// order that it is given now, that the model is there.
+fn confirm(state: &mut State, (name, number): (&str, u32), server: &Arc<str>, index: u32) {
+    let State { models, world, .. } = state;
+    let Some(entry) = models.get_mut(name) else {
+        return;
+    };
+    let latest = entry.latest_position();
+    let Some((position, at)) = entry.find(number, server, index) else {
+        return;
+    };
+    let version = &mut entry.versions[position];
+    if version.replicas[at].state != Loaded {
+        return;
+    }
+    if position == latest {
+        world.set_state(version, at, Loading, None);
+        world.send(version, index, Operation::LoadModel);
+    } else {
+        world.set_state(version, at, UnloadEnvoyRequested, None);
     }
 }
 
@@ -468,7 +491,8 @@ fn freed(state: &mut State, server: &Arc<str>, report: &ModelEventMessage) {
         })
     };
     let versions = entries.flat_map(|entry| &entry.versions).filter(there);
-    let held: u64 = versions.map(Version::required).sum();
+    // Its agent counts those at rest as well.
+    let held: u64 = versions.map(|version| required_memory(&version.spec)).sum();
     let capacity = report.available_memory_bytes.saturating_add(held);
     let capacity = capacity.min(host.most_memory());
     if capacity > host.capacity {

@@ -175,7 +175,11 @@ impl World {
         agent.outbox.clear();
         agent.calling.clear();
         match with_disk {
-            true => agent.held.retain(|_, held| held.phase == Phase::Loaded),
+            true => agent.held.retain(|_, held| {
+                // It is not told to everybody that a model rests.
+                held.resting = false;
+                held.phase == Phase::Loaded
+            }),
             false => agent.held.clear(),
         }
         let (process, link) = (agent.process, agent.link.take());

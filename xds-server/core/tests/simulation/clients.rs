@@ -77,6 +77,8 @@ pub struct Client {
     copies: u32,
     /// The answer, which counts when no copy is on its way any more.
     answer: Option<bool>,
+    /// One of the copies was not answered.
+    unsure: bool,
     /// The last that was answered.
     pub settled: Option<Request>,
 }
@@ -90,6 +92,7 @@ impl Client {
             asking: None,
             copies: 0,
             answer: None,
+            unsure: false,
             settled: None,
         };
         models.chain(experiments).map(of).collect()
@@ -237,8 +240,11 @@ impl World {
         self.conclude(ticket.client);
     }
 
+    /// It was not answered, and may have been accepted all the same.
     pub fn request_lost(&mut self, ticket: Ticket) {
-        self.clients[ticket.client].copies -= 1;
+        let client = &mut self.clients[ticket.client];
+        client.copies -= 1;
+        client.unsure = true;
         self.conclude(ticket.client);
     }
 
@@ -247,7 +253,9 @@ impl World {
         if client.copies > 0 {
             return;
         }
-        match client.answer.take() {
+        let unsure = std::mem::take(&mut client.unsure);
+        let answer = client.answer.take();
+        match answer.filter(|accepted| *accepted || !unsure) {
             Some(accepted) => {
                 let (_, request) = client.asking.take().unwrap();
                 if accepted {

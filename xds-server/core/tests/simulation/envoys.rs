@@ -396,7 +396,12 @@ impl World {
             if expired && !streams.values().any(|stream| stream.envoy == gone.envoy) {
                 self.envoys[gone.envoy].expired = true;
             }
-            !expired && !back
+            // One that refused something may be back, and not have said so again.
+            let fresh = streams
+                .values()
+                .any(|stream| stream.since >= gone.lost && stream.released == 0);
+            let lasts = !expired || (fresh && !gone.refused.is_empty());
+            lasts && !back
         });
         let Some(opened) = engine.opened else { return };
         let keeps_up = |stream: &&Stream| stream.unanswered.is_none_or(|at| now < at + LAG);

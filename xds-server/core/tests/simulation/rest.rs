@@ -159,10 +159,16 @@ impl World {
             );
         }
         let versions: BTreeSet<u32> = held.iter().map(|(_, version)| *version).collect();
-        for (key, version) in held.iter().filter(|_| at_rest) {
+        for (key, version) in &held {
             let entry = (name.clone(), *version);
             let there = &self.agents[key].held[&entry];
-            assert!(there.resting, "{entry:?} on {key:?} is to rest");
+            let resting = there.resting;
+            assert_eq!(
+                resting,
+                at_rest,
+                "{entry:?} on {key:?} rests; {}",
+                explained()
+            );
         }
         if target == 0 {
             assert!(

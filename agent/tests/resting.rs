@@ -150,3 +150,43 @@ async fn a_model_at_rest_that_cannot_be_loaded_is_given_up() {
     assert_eq!(agent.infer("iris_1").await.as_deref(), Ok("iris_1"));
     agent.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_and_inference_server_started_anew_leave_it_at_rest() {
+    let mut world = World::new().await;
+    let agent = start(&world).await;
+    // The two that are awake take all the memory there is.
+    for name in ["a", "b", "iris", "other"] {
+        keep(&world, name, matches!(name, "iris" | "other")).await;
+    }
+    agent.task.abort();
+    until("the agent's end", async || {
+        agent.task.is_finished().then_some(())
+    })
+    .await;
+    world.kill_inference();
+    world.revive_inference().await;
+    let agent = world.agent(&SETTINGS).await;
+    let subscription = world.scheduler.subscription(1).await;
+    assert_eq!(subscription.loaded_models.len(), 4);
+    let ready = || world.inference.memory.lock().unwrap().ready.clone();
+    assert_eq!(Vec::from_iter(ready()), ["a_1", "b_1"]);
+    assert_eq!(agent.infer("iris_1").await.as_deref(), Ok("iris_1"));
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_woken_by_word_alone_makes_nobody_leave() {
+    let world = World::new().await;
+    let agent = start(&world).await;
+    keep(&world, "iris", true).await;
+    for name in ["a", "b"] {
+        keep(&world, name, false).await;
+    }
+    keep(&world, "iris", false).await;
+    // What follows an order is done by then: its turn comes after.
+    keep(&world, "iris", true).await;
+    assert_eq!(world.inference.loads("iris_1"), 0);
+    assert!(world.inference.is_ready("a_1") && world.inference.is_ready("b_1"));
+    agent.end().await;
+}

@@ -91,9 +91,10 @@ async fn at_rest(fleet: &Fleet, names: &[String]) -> Result<()> {
         for replica in &fleet.system.ports().replicas {
             let answer = Ask::get("/metrics").send(replica.metrics)?;
             let metrics = String::from_utf8(answer.body)?;
-            let mut lines = metrics.lines().filter(|line| line.starts_with(LOADED));
-            let held = lines.find(|line| !line.ends_with(" 0"));
-            ensure!(held.is_none(), "{held:?}");
+            let lines = metrics.lines().filter(|line| line.starts_with(LOADED));
+            let held: Vec<&str> = lines.collect();
+            let none = held.iter().all(|line| line.ends_with(" 0"));
+            ensure!(none && !held.is_empty(), "{held:?}");
         }
         Ok(())
     };

@@ -12,7 +12,7 @@ const IDLE: &str = "inactive_seconds";
 const WOKEN: &str = "woken";
 
 /// Whether a model may have no replica: it is scaled, and nobody asked for at least one.
-pub(super) fn may_rest(spec: &Model) -> bool {
+pub(crate) fn may_rest(spec: &Model) -> bool {
     let least = spec.deployment_spec.as_ref().map(|d| d.min_replicas);
     bounds(spec).is_some() && least == Some(0)
 }
@@ -64,25 +64,33 @@ pub(super) fn is_woken(report: &ModelScalingTriggerMessage) -> bool {
     report.metrics.contains_key(WOKEN)
 }
 
-/// Ends a model's rest, if it has one.
-pub(crate) fn wake(entry: &mut Entry, cause: &str, world: &mut World) {
-    if entry.is_at_rest() {
+/// Ends a model's rest and tells its agents, if it has one; whether it had.
+pub(crate) fn wake(entry: &mut Entry, cause: &str, world: &mut World) -> bool {
+    let rests = entry.is_at_rest();
+    if rests {
         change(entry, 0, 1, cause, world);
         follow_rest(entry, world);
     }
+    rests
 }
 
-/// Has the latest version rest, or not, as was decided. Older ones stay as they are: they are about to go.
+/// Has all versions rest, or none, as was decided.
 pub(crate) fn follow_rest(entry: &mut Entry, world: &mut World) {
-    let at = entry.latest_position();
-    let latest = &entry.versions[at];
-    let unable = |index| !world.is_ours(latest, index);
-    let rests = entry.is_at_rest() && !entry.deleted;
-    if rests && latest.placed().any(unable) {
-        return wake(entry, "its agent cannot keep it out of memory", world);
+    // What is to go goes as it is.
+    if entry.deleted {
+        return;
     }
-    let latest = &mut entry.versions[at];
-    if latest.resting != rests {
-        world.set_resting(latest, rests);
+    let rests = entry.is_at_rest();
+    let latest = entry.latest();
+    let unable = |index| !world.is_ours(latest, index);
+    if rests && latest.placed().any(unable) {
+        wake(entry, "its agent cannot keep it out of memory", world);
+        return;
+    }
+    for version in entry.versions.iter_mut().filter(|version| !version.stray) {
+        if version.resting != rests {
+            world.set_resting(version, rests);
+        }
+        world.forget_crowded(version);
     }
 }

@@ -8,6 +8,7 @@ use seldon_core::{AgentKey, Config, Record, Synchronisation};
 use seldon_proto::{
     agent::{
         model_event_message::Event::LoadFailed,
+        model_operation_message::Operation::LoadModel,
         model_scaling_trigger_message::Trigger::{ScaleDown, ScaleUp},
     },
     scheduler::{Model, model_status::ModelState::*},
@@ -267,8 +268,11 @@ fn a_restarted_scheduler_lets_them_rest_and_an_agent_that_forgot_is_told() {
     sim.connect(&agent("mlserver", 0));
     sim.settle();
     assert_eq!((free(&sim, 0), available(&sim, "iris")), (200, 1));
-    // What the agent keeps at rest all the same is told when it is asked for.
-    assert!(rests(&sim, "iris"));
+    assert!(!rests(&sim, "iris"));
+    // One that has not heard it says that it was asked for, and is told.
+    let key = agent("mlserver", 0);
+    let held = sim.agents.get_mut(&key).unwrap();
+    held.resting.insert(("iris".into(), 1));
     ask(&mut sim, "iris");
     assert!(!rests(&sim, "iris"));
 }
@@ -413,4 +417,104 @@ fn who_cannot_be_brought_back_is_awake_and_has_failed() {
     while sim.work(&key, false) {}
     assert_eq!(sim.state_of("iris"), ModelFailed);
     assert_eq!(scaled(&sim, "iris"), Some(1));
+}
+
+#[test]
+fn an_agent_that_was_away_hears_of_it() {
+    let mut sim = world(1);
+    let mut wanted = elastic("iris");
+    sim.load(wanted.clone());
+    sim.settle();
+    idle(&mut sim, "iris", AFTER);
+    let key = agent("mlserver", 0);
+    sim.disconnect(&key);
+    wanted.deployment_spec.as_mut().unwrap().min_replicas = 1;
+    sim.load(wanted);
+    sim.settle();
+    assert!(rests(&sim, "iris"), "it has not heard");
+    sim.connect(&key);
+    sim.settle();
+    assert!(!rests(&sim, "iris"));
+}
+
+#[test]
+fn the_only_replica_that_is_started_anew_goes_on_keeping_them() {
+    let mut sim = world(1);
+    sim.load(elastic("iris"));
+    sim.settle();
+    idle(&mut sim, "iris", AFTER);
+    let key = agent("mlserver", 0);
+    let token = 1;
+    let drain = seldon_core::Event::DrainRequested {
+        agent: key.clone(),
+        token,
+    };
+    sim.step(drain).unwrap();
+    sim.settle();
+    sim.disconnect(&key);
+    sim.agents.get_mut(&key).unwrap().resting.clear();
+    sim.connect(&key);
+    sim.settle();
+    assert!(rests(&sim, "iris"));
+    assert_eq!((free(&sim, 0), available(&sim, "iris")), (300, 0));
+}
+
+#[test]
+fn a_model_at_rest_is_deleted_at_rest() {
+    let mut sim = world(1);
+    sim.load(elastic("iris"));
+    sim.settle();
+    idle(&mut sim, "iris", AFTER);
+    let key = agent("mlserver", 0);
+    sim.unload("iris");
+    let loads = |sim: &Sim| {
+        let orders = sim.agents[&key].inbox.iter();
+        orders
+            .filter(|order| order.operation() == LoadModel)
+            .count()
+    };
+    assert_eq!((loads(&sim), free(&sim, 0)), (0, 300));
+    sim.settle();
+    assert!(sim.agents[&key].models.is_empty());
+}
+
+#[test]
+fn a_keeper_that_cannot_fetch_the_files_wakes_nobody() {
+    let mut sim = world(2);
+    sim.load(elastic("iris"));
+    sim.settle();
+    idle(&mut sim, "iris", AFTER);
+    let (key, _) = keeper(&sim, "iris");
+    sim.disconnect(&key);
+    sim.advance(Duration::from_secs(30));
+    let other = agent("mlserver", 1 - key.replica);
+    assert!(sim.work(&other, false), "it is to be the keeper");
+    assert_eq!(scaled(&sim, "iris"), Some(0));
+    sim.advance(Duration::from_secs(60));
+    sim.settle();
+    assert_eq!(keeper(&sim, "iris").0, other);
+    assert!(rests(&sim, "iris"));
+}
+
+#[test]
+fn a_version_that_goes_on_answering_is_booked() {
+    let mut sim = world(1);
+    let mut wanted = elastic("iris");
+    sim.load(wanted.clone());
+    sim.settle();
+    idle(&mut sim, "iris", AFTER);
+    spec(&mut wanted).uri = "gs://models/broken".into();
+    sim.load(wanted);
+    let key = agent("mlserver", 0);
+    // The one is told that it rests no more, the other cannot be loaded.
+    while let Some(order) = sim.agents[&key].inbox.front() {
+        let version = order.model_version.as_ref().unwrap().version;
+        sim.work(&key, version == 1);
+    }
+    assert_eq!((keeper(&sim, "iris").1, rests(&sim, "iris")), (1, false));
+    assert_eq!(
+        free(&sim, 0),
+        200,
+        "the former one's memory is nobody else's"
+    );
 }
