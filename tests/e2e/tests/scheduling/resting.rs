@@ -18,6 +18,7 @@ const CALLERS: usize = 200;
 /// Seconds in which they are at rest, or as before a fall.
 const SOON: u64 = 40;
 const LOADED: &str = "seldon_loaded_model_memory_bytes_gauge";
+const EVICTED: &str = "seldon_evicted_model_memory_bytes_gauge";
 
 #[tokio::main]
 pub(crate) async fn rested() -> Result<()> {
@@ -88,14 +89,19 @@ async fn keepers(fleet: &Fleet, names: &[String]) -> Result<BTreeSet<usize>> {
 async fn at_rest(fleet: &Fleet, names: &[String]) -> Result<()> {
     let look = async || {
         fleet.whole(names, 0, 1).await?;
+        let mut evicted = 0;
         for replica in &fleet.system.ports().replicas {
             let answer = Ask::get("/metrics").send(replica.metrics)?;
             let metrics = String::from_utf8(answer.body)?;
-            let lines = metrics.lines().filter(|line| line.starts_with(LOADED));
-            let held: Vec<&str> = lines.collect();
-            let none = held.iter().all(|line| line.ends_with(" 0"));
-            ensure!(none && !held.is_empty(), "{held:?}");
+            let of = |name| {
+                let lines = metrics.lines().filter(move |line| line.starts_with(name));
+                lines.filter(|line| !line.ends_with(" 0"))
+            };
+            let held: Vec<&str> = of(LOADED).collect();
+            ensure!(held.is_empty(), "{held:?}");
+            evicted += of(EVICTED).count();
         }
+        ensure!(evicted >= names.len(), "only {evicted} are on disk");
         Ok(())
     };
     eventually_async(SOON, look).await
