@@ -106,6 +106,9 @@ pub async fn run(
             overcommit_percentage: identity.config.over_commit_percentage,
         },
         times: times(&options),
+        held_per_model: options
+            .max_requests_per_model
+            .saturating_add(options.max_queued_requests_per_model),
         unasked,
     })?;
     let control = control(&options, identity.clone(), registry.clone())?;

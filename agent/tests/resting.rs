@@ -190,3 +190,44 @@ async fn who_is_woken_by_word_alone_makes_nobody_leave() {
     assert!(world.inference.is_ready("a_1") && world.inference.is_ready("b_1"));
     agent.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_are_held_as_may_be_and_the_rest_is_told_so() {
+    let world = World::new().await;
+    let limits = [
+        "--max-requests-per-model=4",
+        "--max-queued-requests-per-model=6",
+    ];
+    let agent = world.agent(&[&SETTINGS[..], &limits].concat()).await;
+    world.scheduler.subscription(0).await;
+    keep(&world, "iris", true).await;
+    world
+        .inference
+        .memory
+        .lock()
+        .unwrap()
+        .hung
+        .insert("iris_1".into());
+    let agent = std::sync::Arc::new(agent);
+    let ask = || {
+        let agent = agent.clone();
+        tokio::spawn(async move { agent.infer("iris_1").await })
+    };
+    let held: Vec<_> = (0..10).map(|_| ask()).collect();
+    until("all to be held", async || {
+        let usage = world.scheduler.seen.lock().unwrap().usage?;
+        (usage.requests_in_flight == 10).then_some(())
+    })
+    .await;
+    let refused = agent.infer("iris_1").await;
+    assert_eq!(refused, Err(tonic::Code::ResourceExhausted));
+    assert!(held.iter().all(|held| !held.is_finished()));
+    for held in held {
+        held.abort();
+    }
+    until("none to be held", async || {
+        let usage = world.scheduler.seen.lock().unwrap().usage?;
+        (usage.requests_in_flight == 0).then_some(())
+    })
+    .await;
+}

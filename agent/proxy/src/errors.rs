@@ -127,7 +127,7 @@ impl Refusal {
             NotServed::Loading { retry_after } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, 14, message).after(retry_after)
             }
-            NotServed::Overloaded { retry_after } => {
+            NotServed::Overloaded { retry_after } | NotServed::Crowded { retry_after } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, 8, message).after(retry_after)
             }
             NotServed::Failed(_) => {

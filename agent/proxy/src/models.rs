@@ -50,6 +50,12 @@ pub enum NotServed {
         /// When a client may try again.
         retry_after: Duration,
     },
+    /// As many requests as may be held wait for the model to be loaded: 429 or `RESOURCE_EXHAUSTED`.
+    #[error("as many requests as it can take wait for it to be loaded")]
+    Crowded {
+        /// When a client may try again.
+        retry_after: Duration,
+    },
     /// The inference server is away: the request is reset, so that Envoy tries another replica.
     #[error("the inference server is away")]
     Away,

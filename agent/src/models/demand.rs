@@ -31,6 +31,11 @@ impl Models for Registry {
         if let Some(in_flight) = entry.enter() {
             return Ok(Lease::new(in_flight));
         }
+        if entry.waiting() >= self.0.held_per_model {
+            return Err(NotServed::Crowded {
+                retry_after: RETRY_AFTER,
+            });
+        }
         if entry.state().is_on_demand() {
             self.0.metrics.gauges().count_miss();
         }

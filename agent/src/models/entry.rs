@@ -230,6 +230,11 @@ impl Entry {
         Waiting(self.clone())
     }
 
+    /// Those who wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
     /// Says whether a request is in flight or waits for this model.
     pub fn is_needed(&self) -> bool {
         self.is_answering() || self.waiting.load(Ordering::SeqCst) > 0

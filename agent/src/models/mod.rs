@@ -87,6 +87,7 @@ struct Inner {
     registered: AtomicU64,
     room: Arc<Room>,
     times: Times,
+    held_per_model: usize,
     restores: Permits,
     /// Others than those: a load that a request causes may wait for the restoration.
     revivals: Permits,
@@ -108,6 +109,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub memory: Memory,
     pub times: Times,
+    /// Requests of one model that may wait for it to be loaded.
+    pub held_per_model: usize,
     pub unasked: tokio::sync::mpsc::UnboundedSender<(ModelVersion, Outcome)>,
 }
 
@@ -122,6 +125,7 @@ impl Registry {
             metrics,
             memory,
             times,
+            held_per_model,
             unasked,
         } = parts;
         metrics
@@ -138,6 +142,7 @@ impl Registry {
             registered: AtomicU64::new(0),
             room: Room::new(memory.total),
             times,
+            held_per_model,
             restores: Permits::new(RESTORES),
             revivals: Permits::new(REVIVALS),
             up: watch::Sender::new(false),

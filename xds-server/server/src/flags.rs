@@ -114,13 +114,23 @@ pub struct Flags {
     #[arg(long, value_name = "BOOL", env = "ENABLE_MODEL_AUTOSCALING", default_value_t = false, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub enable_model_autoscaling: bool,
     /// The least time after a change of a model's replicas before one is added.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "MODEL_SCALE_UP_PAUSE_SECONDS",
+        default_value_t = 10
+    )]
     pub model_scale_up_pause_seconds: u64,
     /// The least time for which nothing about a model changed before a replica is taken from it.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "MODEL_SCALE_DOWN_PAUSE_SECONDS",
+        default_value_t = 60
+    )]
     pub model_scale_down_pause_seconds: u64,
     /// Take the last replica of a model that has `maxReplicas` and no `minReplicas` when it was not asked for so long; its
-    /// requests are held while it comes back. 0: never.
+    /// requests are held while it comes back. 0: never. Needs --enable-model-autoscaling.
     #[arg(
         long,
         value_name = "SECONDS",
