@@ -29,6 +29,7 @@ seldon.mlops.agent.ModelEventMessage field 100 usage ReplicaUsage
 seldon.mlops.agent.ReplicaUsage message
 seldon.mlops.agent.ReplicaUsage field 1 evictedModels uint32
 seldon.mlops.agent.ReplicaUsage field 2 requestsInFlight uint32
+seldon.mlops.agent.ModelOperationMessage field 100 resting bool
 seldon.mlops.chainer.PipelineUpdateMessage field 100 others repeated PipelineUpdateMessage
 seldon.mlops.scheduler.Experiment field 100 cohort optional ExperimentCohort
 seldon.mlops.scheduler.Experiment field 101 rollout optional ExperimentRollout
