@@ -268,11 +268,7 @@ async fn survives_the_scheduler_and_its_own_death() {
     expect_iris(&world.scheduler.subscription(2).await);
 
     // Killed: no drain, no farewell. The inference server goes on and holds a model nobody ordered.
-    agent.task.abort();
-    until("the agent's end", async || {
-        agent.task.is_finished().then_some(())
-    })
-    .await;
+    agent.kill().await;
     world
         .inference
         .memory

@@ -308,11 +308,7 @@ async fn a_model_that_is_too_large_is_refused() {
 async fn a_restarted_agent_takes_over_what_is_in_memory_and_evicts_the_rest() {
     let world = World::new().await;
     let agent = agent_with(&world, &[], &["a", "b", "c", "d", "e"]).await;
-    agent.task.abort();
-    until("the agent's end", async || {
-        agent.task.is_finished().then_some(())
-    })
-    .await;
+    agent.kill().await;
     let agent = world.agent(&TIGHT).await;
     let subscription = world.scheduler.subscription(1).await;
     assert_eq!(subscription.loaded_models.len(), 5);
@@ -362,11 +358,7 @@ async fn debug_states(agent: &Agent) -> Vec<(String, bool)> {
 async fn with_less_memory_what_is_too_much_is_evicted() {
     let world = World::new().await;
     let agent = agent_with(&world, &[], &["a", "b", "c"]).await;
-    agent.task.abort();
-    until("the agent's end", async || {
-        agent.task.is_finished().then_some(())
-    })
-    .await;
+    agent.kill().await;
     let agent = world.agent(&["--memory-bytes=200"]).await;
     let subscription = world.scheduler.subscription(1).await;
     assert_eq!(subscription.loaded_models.len(), 3);

@@ -159,11 +159,7 @@ async fn agent_and_inference_server_started_anew_leave_it_at_rest() {
     for name in ["a", "b", "iris", "other"] {
         keep(&world, name, matches!(name, "iris" | "other")).await;
     }
-    agent.task.abort();
-    until("the agent's end", async || {
-        agent.task.is_finished().then_some(())
-    })
-    .await;
+    agent.kill().await;
     world.kill_inference();
     world.revive_inference().await;
     let agent = world.agent(&SETTINGS).await;

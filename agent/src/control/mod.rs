@@ -218,8 +218,9 @@ impl Control {
                     Outcome::LoadFailed("this server replica is being drained".to_owned())
                 }
                 Operation::LoadModel => {
-                    let load = registry.load(version.clone(), sequence, keeping.resting);
-                    load.await
+                    registry
+                        .load(version.clone(), sequence, keeping.resting)
+                        .await
                 }
                 Operation::UnloadModel => registry.unload(&version, sequence).await,
                 Operation::UnknownEvent => {

@@ -44,16 +44,25 @@ impl Registry {
         let Some(now) = heed(&entry, keeping, sequence) else {
             return;
         };
-        let (folders, internal) = (self.0.repository.clone(), entry.internal.clone());
-        let marked = move || folders.folders().mark(&internal, keeping.resting);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(marked).await {
-            tracing::warn!(model = entry.internal, %error, "a restarted agent will not know whether it rests");
-        }
+        // Most never rest: no word of them is on the disk.
         if keeping.resting {
+            self.mark(&entry, true).await;
             self.put_to_rest(&entry).await;
-        } else if (woken || now) && self.0.room.will_fit(Some(&entry)) {
-            // Where others would have to leave for it, it waits until it is asked for.
-            self.bring_back(&entry);
+        } else if woken || now {
+            self.mark(&entry, false).await;
+            if self.0.room.will_fit(Some(&entry)) {
+                // Where others would have to leave for it, it waits until it is asked for.
+                self.bring_back(&entry);
+            }
+        }
+    }
+
+    /// Keeps on the disk whether a model rests.
+    async fn mark(&self, entry: &Entry, rests: bool) {
+        let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
+        let mark = move || repository.folders().mark(&internal, rests);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(mark).await {
+            tracing::warn!(model = entry.internal, %error, "a restarted agent will not know whether it rests");
         }
     }
 

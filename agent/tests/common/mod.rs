@@ -570,6 +570,13 @@ impl Agent {
         .await;
     }
 
+    /// Ends it as a crash would.
+    pub async fn kill(self) {
+        self.task.abort();
+        let ended = self.task.await;
+        assert!(ended.is_err_and(|error| error.is_cancelled()));
+    }
+
     pub async fn end(self) {
         self.stop.cancel();
         self.now.cancel();

@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster::EdsClusterConfig};
 use fake::{
-    CDS, ECDS, EDS, Envoy, LDS, SRDS, closed_server, eventually, progress, put, remove, server,
-    settings,
+    CDS, ECDS, EDS, Envoy, LDS, SRDS, Server, closed_server, eventually, progress, put, remove,
+    server, settings,
 };
 use prost::Message;
 use seldon_ads::{Change, Engine, Node, Settings, Tailor};
@@ -559,14 +559,19 @@ async fn slow(delta: bool) {
     progress(&server.engine, |p| p.released == 19).await;
 }
 
-clause!(a_lost_envoy_holds_back_removal_for_its_lease, lease);
-async fn lease(delta: bool) {
-    let lease = Duration::from_millis(300);
-    let server = server(Settings {
+/// A server whose Envoys have a lease of this length.
+async fn leased(lease: Duration) -> Server {
+    server(Settings {
         lease,
         ..settings()
     })
-    .await;
+    .await
+}
+
+clause!(a_lost_envoy_holds_back_removal_for_its_lease, lease);
+async fn lease(delta: bool) {
+    let lease = Duration::from_millis(300);
+    let server = leased(lease).await;
     server.engine.apply(1, vec![put(CDS, "a", "1")]);
     progress(&server.engine, |p| (p.serving, p.released) == (1, 1)).await;
     let mut envoy = Envoy::connect(&server, delta).await;
@@ -590,11 +595,7 @@ clause!(
 );
 async fn silently_back(delta: bool) {
     let lease = Duration::from_millis(200);
-    let server = server(Settings {
-        lease,
-        ..settings()
-    })
-    .await;
+    let server = leased(lease).await;
     let mut rejections = server.engine.rejections();
     server.engine.apply(1, vec![put(SRDS, "a", "1")]);
     let mut envoy = Envoy::connect(&server, delta).await;
@@ -618,11 +619,7 @@ async fn silently_back(delta: bool) {
 #[tokio::test]
 async fn a_new_engine_holds_back_removal_for_a_lease() {
     let lease = Duration::from_millis(200);
-    let server = server(Settings {
-        lease,
-        ..settings()
-    })
-    .await;
+    let server = leased(lease).await;
     let opened = tokio::time::Instant::now();
     server.engine.apply(7, Vec::new());
     let before = *server.engine.progress().borrow();
@@ -645,11 +642,7 @@ async fn a_first_world_holds_nothing_back() {
 #[tokio::test]
 async fn envoys_that_are_all_back_end_their_leases() {
     let lease = Duration::from_secs(2);
-    let server = server(Settings {
-        lease,
-        ..settings()
-    })
-    .await;
+    let server = leased(lease).await;
     server.engine.apply(1, vec![put(CDS, "a", "1")]);
     progress(&server.engine, |p| p.released == 1).await;
     let mut envoys = [

@@ -40,6 +40,15 @@ fn elastic(name: &str) -> Model {
     model
 }
 
+/// The same with one model, which rests.
+fn at_rest(replicas: u32) -> Sim {
+    let mut sim = world(replicas);
+    sim.load(elastic("iris"));
+    sim.settle();
+    idle(&mut sim, "iris", AFTER);
+    sim
+}
+
 /// The one replica that has the model, with its version.
 fn keeper(sim: &Sim, name: &str) -> (AgentKey, u32) {
     let route = sim.state.route(name).unwrap();
@@ -186,10 +195,7 @@ fn an_agent_that_knows_no_rest_is_not_asked_for_it() {
     idle(&mut sim, "iris", AFTER);
     assert_eq!((rests(&sim, "iris"), available(&sim, "iris")), (false, 1));
     // Nor where a model at rest comes to one.
-    let mut sim = world(1);
-    sim.load(elastic("iris"));
-    sim.settle();
-    idle(&mut sim, "iris", AFTER);
+    let mut sim = at_rest(1);
     sim.add_agent("mlserver", 1, 300, &["sklearn"]);
     sim.agents.get_mut(&agent("mlserver", 1)).unwrap().foreign = true;
     sim.connect(&agent("mlserver", 1));
@@ -231,10 +237,7 @@ fn models_at_rest_move_at_rest_and_spread() {
 
 #[test]
 fn a_restarted_scheduler_lets_them_rest_and_an_agent_that_forgot_is_told() {
-    let mut sim = world(1);
-    sim.load(elastic("iris"));
-    sim.settle();
-    idle(&mut sim, "iris", AFTER);
+    let mut sim = at_rest(1);
     sim.restart();
     sim.agents
         .get_mut(&agent("mlserver", 0))
@@ -317,10 +320,7 @@ fn who_is_woken_where_there_is_no_room_goes_where_there_is() {
 
 #[test]
 fn who_is_woken_where_there_is_no_room_stays_when_some_comes_free() {
-    let mut sim = world(1);
-    sim.load(elastic("iris"));
-    sim.settle();
-    idle(&mut sim, "iris", AFTER);
+    let mut sim = at_rest(1);
     let mut large = model("large", 1);
     spec(&mut large).memory_bytes = Some(250);
     sim.load(large);
@@ -397,10 +397,7 @@ fn a_replica_with_only_models_at_rest_is_given_up() {
 
 #[test]
 fn who_cannot_be_brought_back_is_awake_and_has_failed() {
-    let mut sim = world(1);
-    sim.load(elastic("iris"));
-    sim.settle();
-    idle(&mut sim, "iris", AFTER);
+    let mut sim = at_rest(1);
     let (key, version) = keeper(&sim, "iris");
     let held = sim.agents.get_mut(&key).unwrap();
     held.models.clear();
@@ -439,10 +436,7 @@ fn an_agent_that_was_away_hears_of_it() {
 
 #[test]
 fn the_only_replica_that_is_started_anew_goes_on_keeping_them() {
-    let mut sim = world(1);
-    sim.load(elastic("iris"));
-    sim.settle();
-    idle(&mut sim, "iris", AFTER);
+    let mut sim = at_rest(1);
     let key = agent("mlserver", 0);
     let token = 1;
     let drain = seldon_core::Event::DrainRequested {
@@ -461,10 +455,7 @@ fn the_only_replica_that_is_started_anew_goes_on_keeping_them() {
 
 #[test]
 fn a_model_at_rest_is_deleted_at_rest() {
-    let mut sim = world(1);
-    sim.load(elastic("iris"));
-    sim.settle();
-    idle(&mut sim, "iris", AFTER);
+    let mut sim = at_rest(1);
     let key = agent("mlserver", 0);
     sim.unload("iris");
     let loads = |sim: &Sim| {
@@ -480,10 +471,7 @@ fn a_model_at_rest_is_deleted_at_rest() {
 
 #[test]
 fn a_keeper_that_cannot_fetch_the_files_wakes_nobody() {
-    let mut sim = world(2);
-    sim.load(elastic("iris"));
-    sim.settle();
-    idle(&mut sim, "iris", AFTER);
+    let mut sim = at_rest(2);
     let (key, _) = keeper(&sim, "iris");
     sim.disconnect(&key);
     sim.advance(Duration::from_secs(30));

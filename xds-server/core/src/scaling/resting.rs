@@ -10,11 +10,17 @@ use crate::{model::Entry, replica_state::ReplicaState::Available, world::World};
 /// By these metrics an agent says how long a model has not been asked for, and that one at rest was.
 const IDLE: &str = "inactive_seconds";
 const WOKEN: &str = "woken";
+const COMES_BACK: &str = "the next request loads it again";
 
 /// Whether a model may have no replica: it is scaled, and nobody asked for at least one.
 pub(crate) fn may_rest(spec: &Model) -> bool {
     let least = spec.deployment_spec.as_ref().map(|d| d.min_replicas);
     bounds(spec).is_some() && least == Some(0)
+}
+
+/// Whether an agent, which has it by the first, may have forgotten that it rests, or not have heard that it does not any more.
+pub(crate) fn may_have_missed_rest(held: &Model, spec: &Model) -> bool {
+    may_rest(held) || may_rest(spec)
 }
 
 impl Entry {
@@ -27,7 +33,7 @@ impl ModelScaling {
     /// The last decision, in words. That a model rests is known even where a restart has forgotten why.
     pub(crate) fn decision(&self) -> Option<Arc<str>> {
         let rests = self.replicas == Some(0);
-        let plain = || "scaled to 0 replicas; the next request loads it again".into();
+        let plain = || format!("scaled to 0 replicas; {COMES_BACK}").into();
         self.decision.clone().or_else(|| rests.then(plain))
     }
 }
@@ -46,8 +52,7 @@ pub(super) fn consider_rest(
     // Nothing else is going on, and whoever has it can bring it back.
     let alone = entry.versions.len() == 1
         && matches!(&latest.replicas[..], [only] if only.state == Available && world.is_ours(latest, only.index));
-    if entry.is_at_rest()
-        || !may_rest(&latest.spec)
+    if !may_rest(&latest.spec)
         || u64::from(idle) < after.as_secs()
         || !alone
         || !rested(entry, after, world)
@@ -55,7 +60,7 @@ pub(super) fn consider_rest(
         return;
     }
     let cause = cause(report, "not asked for long");
-    let cause = format!("{cause}; the next request loads it again");
+    let cause = format!("{cause}; {COMES_BACK}");
     change(entry, 1, 0, &cause, world);
 }
 

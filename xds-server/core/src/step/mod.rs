@@ -3,6 +3,7 @@ mod agents;
 mod envoys;
 mod experiments;
 mod pipelines;
+mod reports;
 mod requests;
 mod servers;
 mod workers;
@@ -32,7 +33,7 @@ pub(crate) fn apply(state: &mut State, event: Event) -> Result<(), Refusal> {
         Event::AgentDisconnected { agent, stream } | Event::SendFailed { agent, stream, .. } => {
             servers::disconnected(state, &agent, stream);
         }
-        Event::AgentReported(report) => return agents::reported(state, &report),
+        Event::AgentReported(report) => return reports::reported(state, &report),
         Event::ScalingTriggered(report) => crate::scaling::triggered(state, &report),
         Event::DrainRequested { agent, token } => return servers::drain(state, &agent, token),
         Event::RoutesAcknowledged { serving, released } => {
