@@ -133,8 +133,19 @@ async fn a_topic_that_takes_nothing_stops_only_those_that_write_to_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_stood_still_and_was_replaced_marks_what_it_writes() {
+    // Where it happens to read of the other one first it has nothing to mark: the scene is set up again.
+    for _ in 0..10 {
+        if stands_still_and_writes().await {
+            return;
+        }
+    }
+    panic!("each time the former engine knew at once that it had been replaced");
+}
+
+/// Whether the former engine wrote something before it could know of the other.
+async fn stands_still_and_writes() -> bool {
     let world = World::new().await;
-    // What it holds when it is stopped it writes when it goes on, before it can know of the other.
+    // What it holds when it is stopped it writes when it goes on.
     let create = batching(&world, 1_000, 4_000);
     let first = world.engine("former", &[]);
     world.scheduler.carry_out("former", create.clone()).await;
@@ -154,18 +165,21 @@ async fn an_engine_that_stood_still_and_was_replaced_marks_what_it_writes() {
     // What comes while it stands still it finds when it goes on.
     world.send("p", 3..103).await;
     first.signal("-CONT");
-    one.all(2).await;
-    assert_eq!(one.repeats(), (1, 1), "the former one writes, and marks it");
+    // The heir's second window, and what the former one wrote before it.
+    one.until(2).await;
+    let (repeats, marked) = one.repeats();
+    assert_eq!(repeats, marked, "what the former one writes it marks");
     world.send("p", 103..203).await;
     three.until(203).await;
     three.some(QUIET).await;
-    let (repeats, marked) = three.repeats();
-    println!("{repeats} repeats of what went on at once");
-    assert_eq!(repeats, marked, "a repeat is not marked");
+    let of_three = three.repeats();
+    println!("{} repeats of what went on at once", of_three.0);
+    assert_eq!(of_three.0, of_three.1, "a repeat is not marked");
     // Which the heir sends, and nobody else: the former one knows by now.
-    one.all(3).await;
+    one.until(3).await;
     one.some(QUIET).await;
-    assert_eq!(one.seen.len(), 3);
+    assert_eq!(one.seen.len(), 3 + repeats);
+    repeats > 0
 }
 
 /// `one` gets batches of so many, after so long; `two` joins with what nobody answers but the test.
