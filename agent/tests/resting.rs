@@ -96,7 +96,10 @@ async fn who_is_to_rest_no_more_is_in_memory_before_it_is_asked_for() {
     let world = World::new().await;
     let agent = start(&world).await;
     keep(&world, "iris", true).await;
-    keep(&world, "iris", false).await;
+    // Of orders that come together the newest says so for all.
+    for _ in 0..3 {
+        world.scheduler.keep(&model("iris", 1, IRIS), false);
+    }
     until("the model in memory", async || {
         world.inference.is_ready("iris_1").then_some(())
     })
@@ -189,7 +192,7 @@ async fn who_is_woken_by_word_alone_makes_nobody_leave() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn as_many_are_held_as_may_be_and_the_rest_is_told_so() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let limits = [
         "--max-requests-per-model=4",
         "--max-queued-requests-per-model=6",
@@ -226,4 +229,33 @@ async fn as_many_are_held_as_may_be_and_the_rest_is_told_so() {
         (usage.requests_in_flight == 0).then_some(())
     })
     .await;
+    // Those of a model that has no inference server may be asked of another replica.
+    world.kill_inference();
+    agent.unready().await;
+    let answers = join_all((0..20).map(|_| agent.infer("iris_1"))).await;
+    for answer in answers {
+        let refused = answer.unwrap_err();
+        assert_ne!(refused, tonic::Code::ResourceExhausted);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_started_anew_knows_the_bounds_of_what_rests() {
+    let world = World::new().await;
+    let agent = start(&world).await;
+    let mut bounded = model("iris", 1, IRIS);
+    for (most, resting) in [(0, false), (7, true)] {
+        let model = bounded.model.as_mut().unwrap();
+        model.deployment_spec.get_or_insert_default().max_replicas = most;
+        world.scheduler.keep(&bounded, resting);
+        let event = world.scheduler.event("iris").await;
+        assert_eq!(event.event(), Event::Loaded);
+    }
+    out_of_memory(&world, "iris_1").await;
+    agent.kill().await;
+    let agent = world.agent(&SETTINGS).await;
+    let subscription = world.scheduler.subscription(1).await;
+    let found = subscription.loaded_models[0].model.as_ref().unwrap();
+    assert_eq!(found.deployment_spec.as_ref().unwrap().max_replicas, 7);
+    agent.end().await;
 }

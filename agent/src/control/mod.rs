@@ -210,7 +210,9 @@ impl Control {
         tokio::spawn(async move {
             let registry = &control.0.registry;
             let load = operation == Operation::LoadModel;
-            let woken = load && registry.heed(&version, keeping, sequence);
+            if load {
+                registry.heed(&version, keeping, sequence);
+            }
             let draining = control.0.phase.borrow().draining;
             let outcome = match operation {
                 // What it has it has, whatever is said of how to keep it.
@@ -238,9 +240,11 @@ impl Control {
                 ?outcome,
                 "order done"
             );
+            // What a newer order has taken over it takes care of.
+            let kept = load && outcome != Outcome::Superseded;
             control.0.outbox.put(&version, outcome);
-            if load {
-                registry.keep(&version, keeping, sequence, woken).await;
+            if kept {
+                registry.keep(&version, keeping, sequence).await;
             }
         });
     }

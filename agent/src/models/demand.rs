@@ -32,8 +32,13 @@ impl Models for Registry {
             return Ok(Lease::new(in_flight));
         }
         if entry.waiting() >= self.0.held_per_model {
-            return Err(NotServed::Crowded {
-                retry_after: RETRY_AFTER,
+            return Err(if *self.0.up.borrow() {
+                NotServed::Crowded {
+                    retry_after: RETRY_AFTER,
+                }
+            } else {
+                // Another replica may have it in memory.
+                NotServed::Away
             });
         }
         if entry.state().is_on_demand() {
@@ -101,7 +106,7 @@ impl Registry {
     }
 
     /// Has a model brought back into memory, unless that is under way.
-    pub(super) fn bring_back(&self, entry: &Arc<Entry>) {
+    fn bring_back(&self, entry: &Arc<Entry>) {
         if !entry.reviving.swap(true, Ordering::SeqCst) {
             tokio::spawn(self.clone().revive(Reviving(entry.clone())));
         }
@@ -111,6 +116,22 @@ impl Registry {
     async fn revive(self, reviving: Reviving) {
         let entry = &reviving.0;
         let _turn = entry.turn.lock().await;
+        self.revive_in_turn(entry).await;
+    }
+
+    /// Brings one back by word alone: where others would have to leave for it, it waits until it is asked for.
+    pub(super) async fn rouse(&self, entry: &Arc<Entry>) {
+        if entry.reviving.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let reviving = Reviving(entry.clone());
+        let _turn = entry.turn.lock().await;
+        if entry.state() == State::Evicted && self.0.room.hold(entry) {
+            self.revive_in_turn(&reviving.0).await;
+        }
+    }
+
+    async fn revive_in_turn(&self, entry: &Arc<Entry>) {
         let former = entry.state();
         let next = match former {
             State::Evicted => State::Loaded,

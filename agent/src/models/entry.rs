@@ -95,6 +95,8 @@ pub struct Entry {
     pub watched: AtomicBool,
     /// The newest order that said how it is to be kept.
     pub kept: AtomicU64,
+    /// Its rest was ended by an order, and nothing was done about that yet.
+    pub roused: AtomicBool,
     /// Since when it rests, like `last_used`; 0 while it does not.
     resting: AtomicU64,
     /// How often it could not be brought back.
@@ -135,6 +137,7 @@ impl Entry {
             reviving: AtomicBool::new(false),
             watched: AtomicBool::new(has_bounds(&version)),
             kept: AtomicU64::new(0),
+            roused: AtomicBool::new(false),
             resting: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             failure: Mutex::default(),
@@ -203,14 +206,17 @@ impl Entry {
 
     /// It is to be out of memory until it is asked for; no news for one that is.
     pub fn rest(&self) {
+        self.roused.store(false, Ordering::SeqCst);
         let _ = self
             .resting
             .compare_exchange(0, now(), Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    /// It is to be in memory; whether it was to rest.
-    pub fn wake(&self) -> bool {
-        self.resting.swap(0, Ordering::SeqCst) > 0
+    /// It is to be in memory.
+    pub fn wake(&self) {
+        if self.resting.swap(0, Ordering::SeqCst) > 0 {
+            self.roused.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Says whether it is to be out of memory until it is asked for.

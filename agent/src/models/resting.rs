@@ -2,9 +2,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use prost::Message;
 use seldon_proto::agent::ModelVersion;
+use tokio::sync::MutexGuard;
 
-use super::entry::{Entry, State};
+use super::entry::{Entry, State, without_credentials};
 use super::{Registry, internal_name};
 
 /// How the scheduler wants a model kept.
@@ -29,38 +31,38 @@ impl Registry {
     }
 
     /// Follows what the scheduler said with an order, as far as nothing has to be waited for, unless it has said something
-    /// newer. Says whether that ended a rest.
-    pub fn heed(&self, version: &ModelVersion, keeping: Keeping, sequence: u64) -> bool {
-        self.entry_of(version)
-            .is_some_and(|entry| heed(&entry, keeping, sequence).unwrap_or(false))
-    }
-
-    /// Follows all of it, when the order itself has been done: the model may be another entry now. `woken`: the order ended
-    /// a rest.
-    pub async fn keep(&self, version: &ModelVersion, keeping: Keeping, sequence: u64, woken: bool) {
-        let Some(entry) = self.entry_of(version) else {
-            return;
-        };
-        let Some(now) = heed(&entry, keeping, sequence) else {
-            return;
-        };
-        // Most never rest: no word of them is on the disk.
-        if keeping.resting {
-            self.mark(&entry, true).await;
-            self.put_to_rest(&entry).await;
-        } else if woken || now {
-            self.mark(&entry, false).await;
-            if self.0.room.will_fit(Some(&entry)) {
-                // Where others would have to leave for it, it waits until it is asked for.
-                self.bring_back(&entry);
-            }
+    /// newer.
+    pub fn heed(&self, version: &ModelVersion, keeping: Keeping, sequence: u64) {
+        if let Some(entry) = self.entry_of(version) {
+            heed(&entry, keeping, sequence);
         }
     }
 
-    /// Keeps on the disk whether a model rests.
-    async fn mark(&self, entry: &Entry, rests: bool) {
+    /// Follows all of it, when the order itself has been done: the model may be another entry now.
+    pub async fn keep(&self, version: &ModelVersion, keeping: Keeping, sequence: u64) {
+        let Some(entry) = self.entry_of(version) else {
+            return;
+        };
+        if !heed(&entry, keeping, sequence) {
+            return;
+        }
+        if keeping.resting {
+            self.put_to_rest(&entry).await;
+        } else if entry.roused.swap(false, Ordering::SeqCst) {
+            self.mark(&entry, &entry.turn.lock().await).await;
+            self.rouse(&entry).await;
+        }
+        // Most never rest: no word of them is on the disk.
+    }
+
+    /// Keeps on the disk whether a model rests; in its turn, so that what is written last is what it is then.
+    async fn mark(&self, entry: &Entry, _turn: &MutexGuard<'_, ()>) {
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
-        let mark = move || repository.folders().mark(&internal, rests);
+        // Its record along with it: the next scheduler is told by that what it may have missed.
+        let record = entry
+            .is_resting()
+            .then(|| without_credentials(entry.version()).encode_to_vec());
+        let mark = move || repository.folders().mark(&internal, record.as_deref());
         if let Ok(Err(error)) = tokio::task::spawn_blocking(mark).await {
             tracing::warn!(model = entry.internal, %error, "a restarted agent will not know whether it rests");
         }
@@ -72,7 +74,8 @@ impl Registry {
 
     /// Out of memory, unless somebody uses it or has done so since it was to rest: the scheduler is about to be told.
     async fn put_to_rest(&self, entry: &Arc<Entry>) {
-        let _turn = entry.turn.lock().await;
+        let turn = entry.turn.lock().await;
+        self.mark(entry, &turn).await;
         let rests = entry.is_resting() && !entry.is_asked_at_rest();
         if rests && entry.state() == State::Loaded {
             let leaving = self.0.room.leave(entry);
@@ -81,15 +84,16 @@ impl Registry {
     }
 }
 
-/// Whether that ended a rest; `None` where an older order comes late.
-fn heed(entry: &Entry, keeping: Keeping, sequence: u64) -> Option<bool> {
+/// Not where an older order comes late.
+fn heed(entry: &Entry, keeping: Keeping, sequence: u64) -> bool {
     if entry.kept.fetch_max(sequence, Ordering::SeqCst) > sequence {
-        return None;
+        return false;
     }
     entry.watched.store(keeping.watched, Ordering::Relaxed);
     if keeping.resting {
         entry.rest();
-        return Some(false);
+    } else {
+        entry.wake();
     }
-    Some(entry.wake())
+    true
 }

@@ -60,16 +60,17 @@ impl Folders {
         files::remove_file(&self.of(internal).join(RECORD))
     }
 
-    /// Keeps, beside its record, whether a model rests. One without a record is about to go.
-    pub fn mark(&self, internal: &str, rests: bool) -> Result<(), RepositoryError> {
+    /// Keeps that a model rests, with its record as it is now, or that it does not. One without a record is about to go.
+    pub fn mark(&self, internal: &str, rests: Option<&[u8]>) -> Result<(), RepositoryError> {
         let folder = self.of(internal);
-        let mark = folder.join(RESTS);
-        if !rests {
-            return files::remove_file(&mark);
-        }
-        match folder.join(RECORD).exists() {
-            true => files::replace_file(&mark, b""),
-            false => Ok(()),
+        let (mark, written) = (folder.join(RESTS), folder.join(RECORD));
+        match rests {
+            None => files::remove_file(&mark),
+            Some(record) if written.exists() => {
+                files::replace_file(&written, record)?;
+                files::replace_file(&mark, b"")
+            }
+            Some(_) => Ok(()),
         }
     }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use seldon_core::{AgentKey, Config, Record, Synchronisation};
 use seldon_proto::{
     agent::{
-        model_event_message::Event::LoadFailed,
+        ModelEventMessage,
+        model_event_message::Event::{LoadFailed, Loaded},
         model_operation_message::Operation::LoadModel,
         model_scaling_trigger_message::Trigger::{ScaleDown, ScaleUp},
     },
@@ -505,4 +506,41 @@ fn a_version_that_goes_on_answering_is_booked() {
         200,
         "the former one's memory is nobody else's"
     );
+}
+
+#[test]
+fn a_scheduler_that_knows_nothing_wakes_what_it_finds() {
+    let mut sim = at_rest(1);
+    sim.models_stored.clear();
+    sim.restart();
+    sim.connect(&agent("mlserver", 0));
+    sim.settle();
+    assert_eq!((rests(&sim, "iris"), available(&sim, "iris")), (false, 1));
+    assert_eq!(free(&sim, 0), 200);
+}
+
+#[test]
+fn an_agent_that_drains_says_that_it_has_done_what_it_was_told() {
+    let mut sim = at_rest(2);
+    let (key, version) = keeper(&sim, "iris");
+    let drain = seldon_core::Event::DrainRequested {
+        agent: key.clone(),
+        token: 1,
+    };
+    sim.step(drain).unwrap();
+    // Nobody else has it yet.
+    assert_eq!(keeper(&sim, "iris").0, key);
+    let loaded = ModelEventMessage {
+        server_name: key.server.to_string(),
+        replica_idx: key.replica,
+        model_name: "iris".into(),
+        model_version: version,
+        event: Loaded.into(),
+        ..Default::default()
+    };
+    let said = seldon_core::Event::AgentReported(Box::new(loaded));
+    assert_eq!(sim.step(said), Ok(()));
+    sim.settle();
+    assert_ne!(keeper(&sim, "iris").0, key);
+    assert!(rests(&sim, "iris"));
 }

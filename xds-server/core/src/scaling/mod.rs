@@ -5,7 +5,7 @@ mod resting;
 mod server;
 
 pub(crate) use model::{ModelScaling, follow_spec, has_bounds, take_over, triggered};
-pub(crate) use resting::{follow_rest, may_have_missed_rest, may_rest, wake};
+pub(crate) use resting::{follow_rest, may_keep_otherwise, may_rest, wake};
 pub(crate) use server::{ServerScaling, consider_fewer, consider_more, growing, request, withdraw};
 
 fn to_u32(count: usize) -> u32 {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use seldon_proto::{agent::ModelScalingTriggerMessage, scheduler::Model};
 
-use super::model::{ModelScaling, bounds, cause, change, rested};
+use super::model::{ModelScaling, bounds, cause, change, has_bounds, rested};
 use crate::{model::Entry, replica_state::ReplicaState::Available, world::World};
 
 /// By these metrics an agent says how long a model has not been asked for, and that one at rest was.
@@ -18,9 +18,10 @@ pub(crate) fn may_rest(spec: &Model) -> bool {
     bounds(spec).is_some() && least == Some(0)
 }
 
-/// Whether an agent, which has it by the first, may have forgotten that it rests, or not have heard that it does not any more.
-pub(crate) fn may_have_missed_rest(held: &Model, spec: &Model) -> bool {
-    may_rest(held) || may_rest(spec)
+/// Whether an agent that has a model by the first is to be told how to keep it: it may watch its requests without need, or
+/// not watch them; it may have forgotten that it rests, or not have heard that it does not any more.
+pub(crate) fn may_keep_otherwise(held: &Model, spec: &Model) -> bool {
+    has_bounds(held) != has_bounds(spec) || may_rest(held) || may_rest(spec)
 }
 
 impl Entry {

@@ -160,8 +160,7 @@ fn compare(
     let state = version.replicas[at].state;
     if let Some(model) = found {
         let stays = is_loading_or_loaded(state) || matches!(state, Draining | LoadFailed);
-        let stale = scaling::has_bounds(&model) != scaling::has_bounds(&version.spec);
-        if stays && (stale || scaling::may_have_missed_rest(&model, &version.spec)) {
+        if stays && scaling::may_keep_otherwise(&model, &version.spec) {
             world.tell_keeping(version, version.replicas[at].index);
         }
         learn_runtime(
@@ -238,7 +237,7 @@ pub(super) fn adopt(
     let Some(entry) = state.models.get_mut(name) else {
         let name: Arc<str> = name.into();
         let mut entry = Entry::new(name.clone(), on_server(&spec), false);
-        put(&name, &mut entry.versions[0], index, Loaded, world);
+        put(&name, &mut entry.versions[0], index, &spec, world);
         world.effects.push(Effect::Persist(record(&entry)));
         state.models.insert(name.clone(), entry);
         world.dirty.insert(name);
@@ -265,7 +264,7 @@ pub(super) fn adopt(
             stray: true,
             ..on_server(&spec)
         };
-        put(&name, &mut stray, index, UnloadEnvoyRequested, world);
+        add(&name, &mut stray, index, UnloadEnvoyRequested, world);
         let position = entry
             .versions
             .partition_point(|version| version.number < number);
@@ -273,10 +272,7 @@ pub(super) fn adopt(
     } else if fits {
         let latest = &mut entry.versions[at];
         latest.server = Some(server.clone());
-        put(&name, latest, index, Loaded, world);
-        if scaling::may_have_missed_rest(&spec, &latest.spec) {
-            world.tell_keeping(latest, index);
-        }
+        put(&name, latest, index, &spec, world);
         let runtime = spec
             .model_spec
             .as_ref()
@@ -286,10 +282,10 @@ pub(super) fn adopt(
             scaling::take_over(entry, world);
         }
     } else if let Some(older) = older {
-        put(&name, &mut entry.versions[older], index, Loaded, world);
+        put(&name, &mut entry.versions[older], index, &spec, world);
     } else {
         let mut version = on_server(&spec);
-        put(&name, &mut version, index, Loaded, world);
+        put(&name, &mut version, index, &spec, world);
         let position = entry
             .versions
             .partition_point(|version| version.number < number);
@@ -302,13 +298,22 @@ pub(super) fn adopt(
     world.dirty.insert(name);
 }
 
+/// Adds a replica that is loaded: its agent has it by `held`.
+fn put(name: &Arc<str>, version: &mut Version, index: u32, held: &Model, world: &mut World) {
+    add(name, version, index, Loaded, world);
+    if scaling::may_keep_otherwise(held, &version.spec) {
+        world.tell_keeping(version, index);
+    }
+}
+
 /// Adds a replica that may have been routed in an earlier life.
-fn put(name: &Arc<str>, version: &mut Version, index: u32, state: ReplicaState, world: &mut World) {
+fn add(name: &Arc<str>, version: &mut Version, index: u32, state: ReplicaState, world: &mut World) {
     let at = world.add_replica(name, version, index);
     world.set_state(version, at, state, None);
     version.replicas[at].routed = true;
     recount_excess(version, index, world);
-    if scaling::may_rest(&version.spec) {
+    // Only where models rest too much can be booked: what rested comes back.
+    if world.config.model_autoscaling && scaling::may_rest(&version.spec) {
         world.note_crowded(version, at);
     }
 }
