@@ -203,7 +203,7 @@ impl Control {
             watched: order.autoscaling_enabled,
             resting: order.resting,
         };
-        let Some(version) = order.model_version else {
+        let Some(version) = order.model_version.map(Box::new) else {
             tracing::warn!("the scheduler sent an order without a model");
             return;
         };
@@ -244,7 +244,7 @@ impl Control {
             let kept = load && outcome != Outcome::Superseded;
             control.0.outbox.put(&version, outcome);
             if kept {
-                registry.keep(&version, keeping, sequence).await;
+                Box::pin(registry.keep(&version, keeping, sequence)).await;
             }
         });
     }

@@ -37,6 +37,12 @@ use room::Room;
 /// Loads into the inference server at a time when many are restored.
 const RESTORES: usize = 16;
 
+/// Orders to load at a time: most of them wait for downloads, or for others.
+const UNDER_WAY: usize = 256;
+
+/// Of these, those that the inference server loads.
+const LOADS: usize = 16;
+
 /// Loads at a time that requests cause.
 const REVIVALS: usize = 16;
 
@@ -88,6 +94,8 @@ struct Inner {
     room: Arc<Room>,
     times: Times,
     held_per_model: usize,
+    under_way: Permits,
+    loads: Permits,
     restores: Permits,
     /// Others than those: a load that a request causes may wait for the restoration.
     revivals: Permits,
@@ -143,6 +151,8 @@ impl Registry {
             room: Room::new(memory.total),
             times,
             held_per_model,
+            under_way: Permits::new(UNDER_WAY),
+            loads: Permits::new(LOADS),
             restores: Permits::new(RESTORES),
             revivals: Permits::new(REVIVALS),
             up: watch::Sender::new(false),

@@ -39,7 +39,7 @@ enum Broken {
 
 impl Registry {
     /// Brings a model into memory, or, where it is to rest, as far as the disk. `sequence` orders the scheduler's messages.
-    pub async fn load(&self, version: ModelVersion, sequence: u64, resting: bool) -> Outcome {
+    pub async fn load(&self, version: Box<ModelVersion>, sequence: u64, resting: bool) -> Outcome {
         let internal = match internal_name(&version) {
             Ok(internal) => internal,
             Err(reason) => return Outcome::LoadFailed(reason),
@@ -58,8 +58,10 @@ impl Registry {
                 return Outcome::Superseded;
             };
             self.0.metrics.gauges().count_load();
-            self.load_in_turn(&internal, version, resting, &cancel)
-                .await
+            // Made when its turn has come: thousands may be ordered at once.
+            let load =
+                async { Box::pin(self.load_in_turn(&internal, *version, resting, &cancel)).await };
+            self.0.under_way.run(load).await
         };
         if matches!(outcome, Outcome::LoadFailed(_)) {
             self.0.orders.done(&internal, sequence);
@@ -180,7 +182,7 @@ impl Registry {
         let fetched = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(Broken::Cancelled),
-            fetched = self.0.artefacts.fetch(&spec) => fetched.map_err(|error| Broken::Failed(error.to_string()))?,
+            fetched = Box::pin(self.0.artefacts.fetch(&spec)) => fetched.map_err(|error| Broken::Failed(error.to_string()))?,
         };
         // What the model needs at run time is read from its files, by whoever finds the record.
         let record = without_credentials(version).encode_to_vec();
@@ -229,7 +231,7 @@ impl Registry {
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Broken::Cancelled),
-            loaded = self.load_on_server(entry) => {
+            loaded = self.0.loads.run(self.load_on_server(entry)) => {
                 if loaded.is_err() {
                     self.clear_out(entry).await;
                 }

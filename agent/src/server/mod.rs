@@ -189,9 +189,11 @@ impl InferenceServer {
                 .await
                 .map(drop)
         };
-        attempt
+        let attempts = attempt
             .retry(back_off(self.limits.load_retries))
-            .when(may_pass)
+            .when(may_pass);
+        // Those who wait to call are small.
+        Box::pin(attempts.into_future())
             .await
             .map_err(|status| ServerError::of(&status))
     }
@@ -209,10 +211,10 @@ impl InferenceServer {
                 .await
                 .map(drop)
         };
-        let answer = attempt
+        let attempts = attempt
             .retry(back_off(self.limits.unload_retries))
-            .when(may_pass)
-            .await;
+            .when(may_pass);
+        let answer = Box::pin(attempts.into_future()).await;
         match answer {
             Err(status) if status.code() != Code::NotFound => Err(ServerError::of(&status)),
             _ if self.limits.unloads_later => self.until_unloaded(internal).await,
@@ -223,7 +225,7 @@ impl InferenceServer {
     async fn until_unloaded(&self, internal: &str) -> Result<(), ServerError> {
         let gone = async {
             loop {
-                let index = self.index().await?;
+                let index = Box::pin(self.index()).await?;
                 let model = index.iter().find(|model| model.name == internal);
                 if !model.is_some_and(|model| matches!(model.state.as_str(), "READY" | "UNLOADING"))
                 {

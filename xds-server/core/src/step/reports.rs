@@ -32,7 +32,10 @@ pub(crate) fn reported(state: &mut State, report: &ModelEventMessage) -> Result<
             // One that was given up may be loaded after all.
             |state| {
                 is_loading(state)
-                    || matches!(state, LoadFailed | Loaded | Available | LoadedUnavailable | Draining)
+                    || matches!(
+                        state,
+                        LoadFailed | Loaded | Available | LoadedUnavailable | Draining
+                    )
             }
         }
         // Also of one that was loaded: the agent had to give it up, and could not bring it back.
