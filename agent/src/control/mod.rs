@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use crate::models::{Keeping, Outcome, Registry};
+use crate::models::{Keeping, Outcome, Registry, name_of};
 pub use outbox::Outbox;
 
 /// The first pause before the scheduler is asked again.
@@ -100,7 +100,8 @@ impl Control {
         let inner = &self.0;
         let forward = async {
             while let Some((version, outcome)) = unasked.recv().await {
-                inner.outbox.put(&version, outcome);
+                let named = (name_of(&version), version.version);
+                inner.outbox.put(named, outcome);
             }
             std::future::pending::<()>().await;
         };
@@ -203,15 +204,17 @@ impl Control {
             watched: order.autoscaling_enabled,
             resting: order.resting,
         };
-        let Some(version) = order.model_version.map(Box::new) else {
+        let Some(version) = order.model_version else {
             tracing::warn!("the scheduler sent an order without a model");
             return;
         };
+        let (name, number) = (name_of(&version).to_owned(), version.version);
+        let version = Box::new(version);
         tokio::spawn(async move {
             let registry = &control.0.registry;
             let load = operation == Operation::LoadModel;
             if load {
-                registry.heed(&version, keeping, sequence);
+                registry.heed((&name, number), keeping, sequence);
             }
             let draining = control.0.phase.borrow().draining;
             let outcome = match operation {
@@ -219,32 +222,18 @@ impl Control {
                 Operation::LoadModel if draining && !registry.has(&version) => {
                     Outcome::LoadFailed("this server replica is being drained".to_owned())
                 }
-                Operation::LoadModel => {
-                    registry
-                        .load(version.clone(), sequence, keeping.resting)
-                        .await
-                }
+                Operation::LoadModel => registry.load(version, sequence, keeping.resting).await,
                 Operation::UnloadModel => registry.unload(&version, sequence).await,
                 Operation::UnknownEvent => {
                     return tracing::warn!("the scheduler sent an unknown order");
                 }
             };
-            let name = version
-                .model
-                .as_ref()
-                .and_then(|model| model.meta.as_ref())
-                .map_or("", |meta| meta.name.as_str());
-            tracing::info!(
-                model = name,
-                version = version.version,
-                ?outcome,
-                "order done"
-            );
+            tracing::info!(model = name, version = number, ?outcome, "order done");
             // What a newer order has taken over it takes care of.
             let kept = load && outcome != Outcome::Superseded;
-            control.0.outbox.put(&version, outcome);
+            control.0.outbox.put((&name, number), outcome);
             if kept {
-                Box::pin(registry.keep(&version, keeping, sequence)).await;
+                Box::pin(registry.keep((&name, number), keeping, sequence)).await;
             }
         });
     }

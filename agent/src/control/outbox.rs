@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use seldon_grpc::agent::agent_service_client::AgentServiceClient;
-use seldon_proto::agent::{ModelEventMessage, ModelVersion, model_event_message::Event};
+use seldon_proto::agent::{ModelEventMessage, model_event_message::Event};
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -35,20 +35,14 @@ pub struct Outbox {
 
 impl Outbox {
     /// Adds an event; it replaces an older one of the same model.
-    pub fn put(&self, version: &ModelVersion, outcome: Outcome) {
+    pub fn put(&self, (name, version): (&str, u32), outcome: Outcome) {
         if outcome == Outcome::Superseded {
             return;
         }
-        let name = version
-            .model
-            .as_ref()
-            .and_then(|model| model.meta.as_ref())
-            .map(|meta| meta.name.clone());
-        let key = (name.unwrap_or_default(), version.version);
         self.lock().insert(
-            key,
+            (name.to_owned(), version),
             Waiting {
-                version: version.version,
+                version,
                 outcome,
                 refusals: 0,
             },

@@ -385,7 +385,8 @@ impl Registry {
     }
 }
 
-fn name_of(version: &ModelVersion) -> &str {
+/// The name that a model's author gave it.
+pub fn name_of(version: &ModelVersion) -> &str {
     let meta = version.model.as_ref().and_then(|model| model.meta.as_ref());
     meta.map_or("", |meta| meta.name.as_str())
 }

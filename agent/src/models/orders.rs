@@ -58,9 +58,13 @@ impl Registry {
                 return Outcome::Superseded;
             };
             self.0.metrics.gauges().count_load();
-            // Made when its turn has come: thousands may be ordered at once.
-            let load =
-                async { Box::pin(self.load_in_turn(&internal, *version, resting, &cancel)).await };
+            // Thousands may be ordered at once: until its turn has come each is as small as can be.
+            let order = version.encode_to_vec();
+            drop(version);
+            let load = async {
+                let version = ModelVersion::decode(&*order).expect("it was encoded here");
+                Box::pin(self.load_in_turn(&internal, version, resting, &cancel)).await
+            };
             self.0.under_way.run(load).await
         };
         if matches!(outcome, Outcome::LoadFailed(_)) {

@@ -21,7 +21,9 @@ pub struct Keeping {
 impl Registry {
     /// Says whether an order is for a model that is here, in memory or not.
     pub fn has(&self, version: &ModelVersion) -> bool {
-        self.entry_of(version).is_some_and(|entry| {
+        let internal = internal_name(version).ok();
+        let entry = internal.and_then(|internal| self.find(&internal));
+        entry.is_some_and(|entry| {
             let there = matches!(
                 entry.state(),
                 State::Loaded | State::Evicted | State::Restoring
@@ -32,15 +34,15 @@ impl Registry {
 
     /// Follows what the scheduler said with an order, as far as nothing has to be waited for, unless it has said something
     /// newer.
-    pub fn heed(&self, version: &ModelVersion, keeping: Keeping, sequence: u64) {
-        if let Some(entry) = self.entry_of(version) {
+    pub fn heed(&self, (name, version): (&str, u32), keeping: Keeping, sequence: u64) {
+        if let Some(entry) = self.find(&format!("{name}_{version}")) {
             heed(&entry, keeping, sequence);
         }
     }
 
     /// Follows all of it, when the order itself has been done: the model may be another entry now.
-    pub async fn keep(&self, version: &ModelVersion, keeping: Keeping, sequence: u64) {
-        let Some(entry) = self.entry_of(version) else {
+    pub async fn keep(&self, (name, version): (&str, u32), keeping: Keeping, sequence: u64) {
+        let Some(entry) = self.find(&format!("{name}_{version}")) else {
             return;
         };
         if !heed(&entry, keeping, sequence) {
@@ -66,10 +68,6 @@ impl Registry {
         if let Ok(Err(error)) = tokio::task::spawn_blocking(mark).await {
             tracing::warn!(model = entry.internal, %error, "a restarted agent will not know whether it rests");
         }
-    }
-
-    fn entry_of(&self, version: &ModelVersion) -> Option<Arc<Entry>> {
-        self.find(&internal_name(version).ok()?)
     }
 
     /// Out of memory, unless somebody uses it or has done so since it was to rest: the scheduler is about to be told.
