@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // a test may
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Agent, World, metric, model, until};
@@ -227,6 +229,39 @@ async fn models_in_use_stay_and_others_wait() {
     streams.clear();
     assert_eq!(agent.infer("a_1").await.as_deref(), Ok("a_1"));
     agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_that_are_always_in_use_take_turns() {
+    let world = World::new().await;
+    let names = ["a", "b", "c", "d", "e"];
+    let agent = Arc::new(agent_with(&world, &[], &names).await);
+    world.inference.memory.lock().unwrap().thinks = Duration::from_millis(20);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut callers = tokio::task::JoinSet::new();
+    for number in 0..40 {
+        let internal = format!("{}_1", names[number % names.len()]);
+        let (agent, stop) = (agent.clone(), stop.clone());
+        callers.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(agent.infer(&internal).await.as_ref(), Ok(&internal));
+            }
+        });
+    }
+    // Each has come back twice, and thus left once while it was asked all the time.
+    let again = until("all to have had their turn", async || {
+        let loads = |name: &&str| world.inference.loads(&format!("{name}_1")) >= 3;
+        names.iter().all(loads).then_some(())
+    });
+    tokio::select! {
+        () = again => {}
+        failed = callers.join_next() => panic!("{failed:?}"),
+    }
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = callers.join_next().await {
+        ended.unwrap();
+    }
+    assert!(world.inference.memory.lock().unwrap().most <= 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -346,8 +346,6 @@ async fn models_are_loaded_once_a_miss_and_never_leave_while_they_answer() {
                 while !stop.load(Ordering::Relaxed) {
                     // May fail: the server that answers is killed, and there is no other.
                     let _ = counted(&agent, &name(number), 0.01).await;
-                    // What is asked again at once is always in use, and makes room for nobody.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             })
         })

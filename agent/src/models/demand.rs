@@ -79,6 +79,8 @@ impl Registry {
                         drop(waiting);
                         return Ok(Lease::new(in_flight));
                     }
+                    // It yields to others, or has changed meanwhile; both are told.
+                    let _ = state.changed().await;
                 }
                 State::Gone => match self.find(&entry.internal) {
                     Some(newer) if !Arc::ptr_eq(&newer, &entry) => {

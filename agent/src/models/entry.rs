@@ -91,6 +91,10 @@ pub struct Entry {
     pub absent: AtomicBool,
     /// Somebody brings it back.
     pub reviving: AtomicBool,
+    /// Requests are held, so that it falls idle and can be evicted.
+    yielding: AtomicBool,
+    /// Until when it need not yield, like `last_used`.
+    spared: AtomicU64,
     /// The scheduler is told when its requests cross a threshold.
     pub watched: AtomicBool,
     /// The newest order that said how it is to be kept.
@@ -135,6 +139,8 @@ impl Entry {
             adopted: AtomicBool::new(false),
             absent: AtomicBool::new(false),
             reviving: AtomicBool::new(false),
+            yielding: AtomicBool::new(false),
+            spared: AtomicU64::new(0),
             watched: AtomicBool::new(has_bounds(&version)),
             kept: AtomicU64::new(0),
             roused: AtomicBool::new(false),
@@ -192,11 +198,30 @@ impl Entry {
         // Counted before the state is looked at: whoever changes the state looks at the count afterwards.
         let guard = InFlight(self.clone());
         self.in_flight.fetch_add(1, Ordering::SeqCst);
-        if !self.state().serves() {
+        if !self.state().serves() || self.yielding.load(Ordering::SeqCst) {
             return None;
         }
         self.touch();
         Some(guard)
+    }
+
+    /// Holds requests from now on, or lets them go on: those that wait look again.
+    pub fn set_yielding(&self, yields: bool) {
+        self.yielding.store(yields, Ordering::SeqCst);
+        if !yields {
+            self.state.send_modify(|_| {});
+        }
+    }
+
+    /// It need not yield for this time.
+    pub fn spare(&self, time: Duration) {
+        let until = now().saturating_add(time.as_nanos().try_into().unwrap_or(u64::MAX));
+        self.spared.store(until, Ordering::Relaxed);
+    }
+
+    /// Until when it need not yield: those that have been in memory for longest come first.
+    pub fn spared_until(&self) -> u64 {
+        self.spared.load(Ordering::Relaxed)
     }
 
     /// Takes note of a use.

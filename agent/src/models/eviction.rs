@@ -1,7 +1,7 @@
 //! Memory for models that come, taken from those that were used least recently.
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Registry;
 use super::entry::{Entry, State};
@@ -20,11 +20,34 @@ const LOOK_ANYWAY: Duration = Duration::from_millis(200);
 /// How long an eviction is counted upon, before others are begun in its place.
 const COUNTED_UPON: Duration = Duration::from_secs(10);
 
+/// Who has waited for so long has models yield that are always in use.
+pub(super) const FAIR: Duration = Duration::from_secs(2);
+
+/// How long their requests are held for that; what is still answered then goes on, and need not yield for a while.
+const YIELDING: Duration = Duration::from_secs(2);
+const SPARED: Duration = Duration::from_secs(60);
+
 /// Whether a model has left the inference server's memory.
 enum Left {
     Yes,
     No(ServerError),
     Unknown(ServerError),
+}
+
+/// Holds requests of a model until this is dropped.
+struct Yielding<'a>(&'a Entry);
+
+impl<'a> Yielding<'a> {
+    fn begin(entry: &'a Entry) -> Self {
+        entry.set_yielding(true);
+        Self(entry)
+    }
+}
+
+impl Drop for Yielding<'_> {
+    fn drop(&mut self) {
+        self.0.set_yielding(false);
+    }
 }
 
 /// Memory was neither freed nor given for too long.
@@ -61,9 +84,10 @@ impl Registry {
 
     /// Gives a model its memory when it is its turn and there is as much. Without a model: evicts what is too much.
     pub(super) async fn queue_for_room(&self, entry: Option<&Arc<Entry>>) {
+        let since = Instant::now();
         loop {
             let _first_in_line = self.0.room.door.lock().await;
-            if tokio::time::timeout(FIRST_IN_LINE, self.take_room(entry))
+            if tokio::time::timeout(FIRST_IN_LINE, self.take_room(entry, since))
                 .await
                 .is_ok()
             {
@@ -72,8 +96,9 @@ impl Registry {
         }
     }
 
-    async fn take_room(&self, entry: Option<&Arc<Entry>>) {
+    async fn take_room(&self, entry: Option<&Arc<Entry>>, since: Instant) {
         let room = &self.0.room;
+        let mut next = since + FAIR;
         let listener = room.bell.listen();
         loop {
             // Listened to first: whoever ends a request after it was found in use rings.
@@ -89,6 +114,12 @@ impl Registry {
             for (victim, leaving) in chosen {
                 tokio::spawn(self.clone().evict(victim, leaving));
             }
+            if none && Instant::now() >= next {
+                next = Instant::now() + LOOK_ANYWAY;
+                for (victim, leaving) in room.choose_in_use(entry.map(|entry| &**entry)) {
+                    tokio::spawn(self.clone().have_yield(victim, leaving));
+                }
+            }
             let _ = tokio::time::timeout(LOOK_ANYWAY, rung).await;
             if none {
                 tokio::time::sleep(LOOK).await;
@@ -101,6 +132,24 @@ impl Registry {
         let Ok(_turn) = victim.turn.try_lock() else {
             return self.0.room.put_back(&victim);
         };
+        self.evict_in_turn(&victim, leaving).await;
+    }
+
+    /// The same for a model that is always in use: requests that come wait until it is gone, and bring it back in their
+    /// turn.
+    async fn have_yield(self, victim: Arc<Entry>, leaving: Leaving) {
+        let Ok(_turn) = victim.turn.try_lock() else {
+            return self.0.room.put_back(&victim);
+        };
+        let _yielding = Yielding::begin(&victim);
+        if tokio::time::timeout(YIELDING, victim.idle()).await.is_err() {
+            tracing::debug!(
+                model = victim.internal,
+                "still answering: it need not yield"
+            );
+            victim.spare(SPARED);
+            return self.0.room.put_back(&victim);
+        }
         self.evict_in_turn(&victim, leaving).await;
     }
 

@@ -46,6 +46,11 @@ impl<T> Order<T> {
         }
     }
 
+    /// All items, in no order that means anything.
+    pub fn items(&self) -> impl Iterator<Item = &T> {
+        self.places.values()
+    }
+
     /// Takes out the item that is idle for longest. `now` is later than every use that the caller wants to see. None
     /// when all are in use, or have been used since.
     pub fn pop(&mut self, now: u64, look: impl Fn(&T) -> Use) -> Option<(u64, T)> {

@@ -4,18 +4,22 @@
 //! files run to their end, so that nothing of a cancelled order happens later.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use seldon_proto::agent::ModelVersion;
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, State, without_credentials};
+use super::eviction::FAIR;
 use super::{Registry, internal_name};
 use crate::server::ServerError;
 
 /// Rounds of loading a model while the inference server ends, before the model is blamed.
 pub(super) const CRASHES: u32 = 3;
+
+/// For how long a model need not yield at most, whatever its load has taken: others wait.
+const LONGEST: Duration = Duration::from_secs(8);
 
 /// How long the inference server is asked to give up a model that it may not even hold.
 const CLEAR_OUT: Duration = Duration::from_secs(10);
@@ -266,8 +270,13 @@ impl Registry {
         for _ in 0..CRASHES {
             // The sender lives as long as the registry.
             let _ = up.wait_for(|up| *up).await;
+            let begun = Instant::now();
             match self.0.server.load(&entry.internal).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    // What took long to load is not soon to go again.
+                    entry.spare(begun.elapsed().clamp(FAIR, LONGEST));
+                    return Ok(());
+                }
                 Err(ServerError::Unreachable) => {
                     // Time for the watch to notice, so that the next round waits for a live server.
                     tokio::time::sleep(Duration::from_secs(1)).await;

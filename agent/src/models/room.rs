@@ -128,11 +128,45 @@ impl Room {
                 books.enlist(&victim, victim.used_at());
             }
         }
-        let leaving = |victim: Arc<Entry>| {
+        self.all_leave(books, chosen)
+    }
+
+    /// The same where the idle ones are not enough: of those in use, the ones that have been in memory for longest are to
+    /// yield. None that still owes an answer to those who waited for it, and none that came in just now.
+    pub fn choose_in_use(self: &Arc<Self>, entry: Option<&Entry>) -> Vec<(Arc<Entry>, Leaving)> {
+        let mut books = self.books();
+        let missing = books.after(entry).saturating_sub(self.total);
+        let may_go = |candidate: &&Arc<Entry>| {
+            let free = candidate.waiting() == 0 && candidate.spared_until() <= now();
+            free && look(candidate) != Use::Gone && candidate.turn.try_lock().is_ok()
+        };
+        let mut candidates: Vec<_> = books.order.items().filter(may_go).cloned().collect();
+        candidates.sort_by_key(|candidate| (candidate.is_answering(), candidate.spared_until()));
+        let mut freed = 0;
+        candidates.retain(|candidate| {
+            let needed = freed < missing;
+            freed += candidate.held();
+            needed
+        });
+        if freed < missing {
+            candidates.clear();
+        }
+        for candidate in &candidates {
+            books.order.remove(candidate.id);
+        }
+        self.all_leave(books, candidates)
+    }
+
+    fn all_leave(
+        self: &Arc<Self>,
+        mut books: MutexGuard<'_, Books>,
+        victims: Vec<Arc<Entry>>,
+    ) -> Vec<(Arc<Entry>, Leaving)> {
+        let leave = |victim: Arc<Entry>| {
             let leaving = books.leave(&victim, self);
             (victim, leaving)
         };
-        chosen.into_iter().map(leaving).collect()
+        victims.into_iter().map(leave).collect()
     }
 
     /// Counts on the memory of one that is evicted, though nobody needs it.
@@ -296,6 +330,31 @@ mod tests {
         room.put_back(&a);
         room.put_back(&b);
         assert_eq!(names(&room.choose(Some(&large))), ["a", "b"]);
+    }
+
+    #[test]
+    fn of_those_in_use_the_longest_there_yield_but_none_that_is_waited_for_or_came_just_now() {
+        let room = Room::new(100);
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| entry(&room, name, 25, State::Loaded));
+        let _busy: Vec<_> = [&a, &b, &c, &d].map(Entry::enter).into_iter().collect();
+        b.spare(Duration::ZERO);
+        c.spare(Duration::from_secs(60));
+        let waits = d.wait();
+        let wants = |bytes| entry(&room, "new", bytes, State::Loading);
+        assert!(room.choose(Some(&wants(25))).is_empty());
+        assert!(
+            room.choose_in_use(Some(&wants(75))).is_empty(),
+            "not enough"
+        );
+        drop(waits);
+        let chosen = room.choose_in_use(Some(&wants(50)));
+        assert_eq!(names(&chosen), ["a", "d"]);
+        assert!(
+            room.choose_in_use(Some(&wants(50))).is_empty(),
+            "on its way"
+        );
+        let chosen = room.choose_in_use(Some(&wants(75)));
+        assert_eq!(names(&chosen), ["b"]);
     }
 
     #[test]

@@ -212,6 +212,8 @@ pub struct Memory {
     pub broken: BTreeSet<String>,
     /// Models that it does not let go.
     pub kept: BTreeSet<String>,
+    /// How long it takes to answer a request.
+    pub thinks: Duration,
     /// The most models that were in memory at a time.
     pub most: usize,
 }
@@ -296,8 +298,12 @@ impl GrpcInferenceService for Inference {
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let name = request.into_inner().model_name;
-        if !self.is_ready(&name) {
-            return Err(Status::not_found(format!("Model {name} not found")));
+        let thinks = self.memory.lock().unwrap().thinks;
+        for pause in [Duration::ZERO, thinks] {
+            tokio::time::sleep(pause).await;
+            if !self.is_ready(&name) {
+                return Err(Status::not_found(format!("Model {name} not found")));
+            }
         }
         Ok(Response::new(ModelInferResponse {
             model_name: name,
