@@ -239,6 +239,40 @@ async fn a_hung_load_disturbs_nobody_and_can_be_unloaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn orders_that_need_no_work_do_not_wait_behind_those_that_do() {
+    let world = World::new().await;
+    let agent = world.agent(&[]).await;
+    world.scheduler.subscription(0).await;
+    world.scheduler.order(LoadModel, &model("there", 1, IRIS));
+    assert_eq!(world.scheduler.event("there").await.event(), Event::Loaded);
+    // More than are worked on at a time.
+    let slow: Vec<_> = (0..300).map(|number| format!("slow{number}")).collect();
+    for name in &slow {
+        let mut memory = world.inference.memory.lock().unwrap();
+        memory.hung.insert(format!("{name}_1"));
+        drop(memory);
+        world.scheduler.order(LoadModel, &model(name, 1, IRIS));
+    }
+    let installed = || {
+        let there = |name: &&String| world.installed(&format!("{name}_1")).exists();
+        slow.iter().filter(there).count()
+    };
+    until("as many under way as may be", async || {
+        (installed() == 256).then_some(())
+    })
+    .await;
+    world.scheduler.order(LoadModel, &model("there", 1, IRIS));
+    assert_eq!(world.scheduler.event("there").await.event(), Event::Loaded);
+    for operation in [LoadModel, UnloadModel] {
+        world.scheduler.order(operation, &model("late", 1, IRIS));
+    }
+    assert_eq!(world.scheduler.event("late").await.event(), Event::Unloaded);
+    assert_eq!(installed(), 256);
+    assert_eq!(agent.infer("late_1").await, Err(tonic::Code::NotFound));
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn survives_the_scheduler_and_its_own_death() {
     let mut world = World::new().await;
     let agent = world.agent(&[]).await;

@@ -128,7 +128,8 @@ impl Registry {
         }
         let reviving = Reviving(entry.clone());
         let _turn = entry.turn.lock().await;
-        if entry.state() == State::Evicted && self.0.room.hold(entry) {
+        let wanted = entry.state() == State::Evicted && !entry.is_resting();
+        if wanted && self.0.room.hold_unless_awaited(entry) {
             self.revive_in_turn(&reviving.0).await;
         }
     }
@@ -161,11 +162,14 @@ impl Registry {
         if let Some(reason) = self.0.room.refuses(entry) {
             return Err(NotServed::Failed(reason));
         }
-        self.make_room(entry, PATIENCE)
-            .await
-            .map_err(|_| NotServed::Overloaded {
-                retry_after: RETRY_AFTER,
-            })?;
+        // One that is roused has its memory already.
+        if entry.held() == 0 {
+            self.make_room(entry, PATIENCE)
+                .await
+                .map_err(|_| NotServed::Overloaded {
+                    retry_after: RETRY_AFTER,
+                })?;
+        }
         entry.absent.store(false, Ordering::SeqCst);
         let load = self.0.revivals.run(self.load_on_server(entry));
         if let Err(reason) = load.await {

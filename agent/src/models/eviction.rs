@@ -9,7 +9,7 @@ use super::room::Leaving;
 use crate::server::ServerError;
 
 /// How long one model may keep others waiting that came later: what it waits for may take long, and less may do for them.
-const FIRST_IN_LINE: Duration = Duration::from_secs(2);
+const FIRST_IN_LINE: Duration = Duration::from_secs(3);
 
 /// How often the models in use are looked at anew while nothing can be evicted.
 const LOOK: Duration = Duration::from_millis(10);
@@ -20,7 +20,7 @@ const LOOK_ANYWAY: Duration = Duration::from_millis(200);
 /// How long an eviction is counted upon, before others are begun in its place.
 const COUNTED_UPON: Duration = Duration::from_secs(10);
 
-/// Who has waited for so long has models yield that are always in use.
+/// Who has waited for so long, while memory was neither freed nor given, has models yield that are always in use.
 pub(super) const FAIR: Duration = Duration::from_secs(2);
 
 /// How long their requests are held for that; what is still answered then goes on, and need not yield for a while.
@@ -87,18 +87,20 @@ impl Registry {
         let since = Instant::now();
         loop {
             let _first_in_line = self.0.room.door.lock().await;
-            if tokio::time::timeout(FIRST_IN_LINE, self.take_room(entry, since))
-                .await
-                .is_ok()
-            {
+            if self.take_room(entry, since).await {
                 return;
             }
         }
     }
 
-    async fn take_room(&self, entry: Option<&Arc<Entry>>, since: Instant) {
+    /// Says whether there is as much now; not for longer than others should wait for that.
+    async fn take_room(&self, entry: Option<&Arc<Entry>>, since: Instant) -> bool {
         let room = &self.0.room;
-        let mut next = since + FAIR;
+        let wanted = entry.map(|entry| &**entry);
+        let first_since = Instant::now();
+        let mut look_again = first_since;
+        // Held by those that are to yield: what they free is for whoever asked for it.
+        let yielding = Arc::new(());
         let listener = room.bell.listen();
         loop {
             // Listened to first: whoever ends a request after it was found in use rings.
@@ -106,18 +108,28 @@ impl Registry {
             rung.as_mut().enable();
             let given = entry.map_or_else(|| room.is_within(), |entry| room.hold(entry));
             if given {
-                return;
+                return true;
             }
-            let chosen = room.choose(entry.map(|entry| &**entry));
+            let chosen = room.choose(wanted);
             // An eviction rings when it begins, too, and has freed nothing then: its next ring is not slept through.
-            let none = chosen.is_empty() && !room.will_fit(entry.map(|entry| &**entry));
+            let none = chosen.is_empty() && !room.will_fit(wanted);
             for (victim, leaving) in chosen {
                 tokio::spawn(self.clone().evict(victim, leaving));
             }
-            if none && Instant::now() >= next {
-                next = Instant::now() + LOOK_ANYWAY;
-                for (victim, leaving) in room.choose_in_use(entry.map(|entry| &**entry)) {
-                    tokio::spawn(self.clone().have_yield(victim, leaving));
+            let now = Instant::now();
+            if Arc::strong_count(&yielding) == 1 {
+                if now - first_since >= FIRST_IN_LINE {
+                    return false;
+                }
+                let stuck = since.elapsed().min(room.unchanged()) >= FAIR;
+                if none && stuck && now >= look_again {
+                    look_again = now + LOOK_ANYWAY;
+                    for victim in room.choose_in_use(wanted) {
+                        let yields =
+                            self.clone()
+                                .have_yield(victim, entry.cloned(), yielding.clone());
+                        tokio::spawn(yields);
+                    }
                 }
             }
             let _ = tokio::time::timeout(LOOK_ANYWAY, rung).await;
@@ -135,11 +147,12 @@ impl Registry {
         self.evict_in_turn(&victim, leaving).await;
     }
 
-    /// The same for a model that is always in use: requests that come wait until it is gone, and bring it back in their
-    /// turn.
-    async fn have_yield(self, victim: Arc<Entry>, leaving: Leaving) {
+    /// The same for a model that is always in use, so that `wanted` gets its memory: requests that come wait until it is
+    /// gone, and bring it back in their turn.
+    async fn have_yield(self, victim: Arc<Entry>, wanted: Option<Arc<Entry>>, _under_way: Arc<()>) {
+        let room = &self.0.room;
         let Ok(_turn) = victim.turn.try_lock() else {
-            return self.0.room.put_back(&victim);
+            return room.put_back(&victim);
         };
         let _yielding = Yielding::begin(&victim);
         if tokio::time::timeout(YIELDING, victim.idle()).await.is_err() {
@@ -148,8 +161,13 @@ impl Registry {
                 "still answering: it need not yield"
             );
             victim.spare(SPARED);
-            return self.0.room.put_back(&victim);
+            return room.put_back(&victim);
         }
+        // Others may have made room meanwhile.
+        if room.will_fit(wanted.as_deref()) {
+            return room.put_back(&victim);
+        }
+        let leaving = room.leave(&victim);
         self.evict_in_turn(&victim, leaving).await;
     }
 

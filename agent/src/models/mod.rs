@@ -22,6 +22,7 @@ use seldon_proto::agent::ModelVersion;
 use seldon_proto::agent_debug::{ModelReplicaState, model_replica_state::ModelState};
 use seldon_proto::scheduler::ModelRuntimeInfo;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::artefact::Artefacts;
 use crate::permits::Permits;
@@ -37,7 +38,7 @@ use room::Room;
 /// Loads into the inference server at a time when many are restored.
 const RESTORES: usize = 16;
 
-/// Orders to load at a time: most of them wait for downloads, or for others.
+/// Orders to load at a time, not counting those that take long: most of them wait for downloads, or for others.
 const UNDER_WAY: usize = 256;
 
 /// Of these, those that the inference server loads.
@@ -173,7 +174,7 @@ impl Registry {
                         entry.rest();
                     }
                     entry.adopted.store(true, Ordering::SeqCst);
-                    self.insert(&entry);
+                    self.insert(&entry, &CancellationToken::new());
                     self.set(&entry, State::Restoring);
                 }
                 _ => self.0.repository.remove(&internal)?,
@@ -300,13 +301,18 @@ impl Registry {
             .collect()
     }
 
-    fn insert(&self, entry: &Arc<Entry>) {
+    /// Adds an entry or replaces one, unless its order is cancelled: who has done so finds it, or it is not added.
+    fn insert(&self, entry: &Arc<Entry>, cancel: &CancellationToken) -> bool {
         let mut models = self
             .0
             .models
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        models.insert(entry.internal.clone(), entry.clone());
+        let wanted = !cancel.is_cancelled();
+        if wanted {
+            models.insert(entry.internal.clone(), entry.clone());
+        }
+        wanted
     }
 
     /// Changes a model's state, and with it the memory booked and the metrics.

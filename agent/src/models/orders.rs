@@ -62,6 +62,9 @@ impl Registry {
                 return Outcome::Superseded;
             };
             self.0.metrics.gauges().count_load();
+            if self.is_there(&internal, &version) {
+                return Outcome::Loaded;
+            }
             // Thousands may be ordered at once: until its turn has come each is as small as can be.
             let order = version.encode_to_vec();
             drop(version);
@@ -69,12 +72,21 @@ impl Registry {
                 let version = ModelVersion::decode(&*order).expect("it was encoded here");
                 Box::pin(self.load_in_turn(&internal, version, resting, &cancel)).await
             };
-            self.0.under_way.run(load).await
+            let done = self.0.under_way.run_unless(cancel.cancelled(), load).await;
+            done.unwrap_or(Outcome::Superseded)
         };
         if matches!(outcome, Outcome::LoadFailed(_)) {
             self.0.orders.done(&internal, sequence);
         }
         outcome
+    }
+
+    /// Takes over an order for a model that is here already, unless something is done about it now.
+    fn is_there(&self, internal: &str, version: &ModelVersion) -> bool {
+        self.find(internal).is_some_and(|known| {
+            let turn = known.turn.try_lock();
+            turn.is_ok() && known.is_same(version) && renewed(&known, version)
+        })
     }
 
     async fn load_in_turn(
@@ -97,18 +109,18 @@ impl Registry {
                 () = cancel.cancelled() => return Outcome::Superseded,
                 turn = known.turn.lock() => turn,
             };
-            match known.state() {
-                // An evicted one is, as far as the scheduler is concerned.
-                State::Loaded | State::Evicted => {
-                    known.renew(&version);
-                    return Outcome::Loaded;
-                }
-                // Still in memory, but its record is gone from the disk: the whole load writes it again.
-                State::Releasing => return self.load_entry(&known, cancel).await,
-                _ => drop(turn),
+            if renewed(&known, &version) {
+                return Outcome::Loaded;
             }
+            // Still in memory, but its record is gone from the disk: the whole load writes it again.
+            if known.state() == State::Releasing {
+                return self.load_entry(&known, cancel).await;
+            }
+            drop(turn);
         }
-        let entry = self.replace(internal, version).await;
+        let Some(entry) = self.replace(internal, version, cancel).await else {
+            return Outcome::Superseded;
+        };
         if resting {
             entry.rest();
         }
@@ -116,22 +128,30 @@ impl Registry {
         self.load_entry(&entry, cancel).await
     }
 
-    /// A new entry under this name, after the work on an old one has ended.
-    async fn replace(&self, internal: &str, version: ModelVersion) -> Arc<Entry> {
+    /// A new entry under this name, after the work on an old one has ended; none for an order that was cancelled: whoever
+    /// did that may have looked for an entry already.
+    async fn replace(
+        &self,
+        internal: &str,
+        version: ModelVersion,
+        cancel: &CancellationToken,
+    ) -> Option<Arc<Entry>> {
         let runtime = self.0.repository.runtime_info(internal);
         let entry = self.entry(internal.to_owned(), version, &runtime);
         if let Some(old) = self.find(internal) {
             self.stop_reloading(&old);
             let _turn = old.turn.lock().await;
             // First: requests that wait for the old one look once for what took its place.
-            self.insert(&entry);
+            if !self.insert(&entry, cancel) {
+                return None;
+            }
             // In the inference server it is one model, which is replaced by the load.
             self.0.room.pass_on(&old, &entry);
             self.set(&old, State::Gone);
-        } else {
-            self.insert(&entry);
+        } else if !self.insert(&entry, cancel) {
+            return None;
         }
-        entry
+        Some(entry)
     }
 
     /// Loads the entry whose turn the caller holds.
@@ -435,6 +455,15 @@ impl Registry {
         }
         self.0.orders.done(&entry.internal, sequence);
     }
+}
+
+/// Takes over an order for a model that is loaded. An evicted one is, as far as the scheduler is concerned.
+fn renewed(known: &Entry, version: &ModelVersion) -> bool {
+    let there = matches!(known.state(), State::Loaded | State::Evicted);
+    if there {
+        known.renew(version);
+    }
+    there
 }
 
 /// How a load under way ends, for an order that joined it.

@@ -59,6 +59,10 @@ impl Registry {
 
     /// Keeps on the disk whether a model rests; in its turn, so that what is written last is what it is then.
     async fn mark(&self, entry: &Entry, _turn: &MutexGuard<'_, ()>) {
+        // The folder is another entry's by now.
+        if entry.state() == State::Gone {
+            return;
+        }
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
         // Its record along with it: the next scheduler is told by that what it may have missed.
         let record = entry

@@ -64,6 +64,11 @@ impl Room {
         fits
     }
 
+    /// The same, if nobody waits for memory.
+    pub fn hold_unless_awaited(&self, entry: &Entry) -> bool {
+        self.door.try_lock().is_ok_and(|_door| self.hold(entry))
+    }
+
     /// Says whether no more is held than there is.
     pub fn is_within(&self) -> bool {
         self.books().held <= self.total
@@ -128,45 +133,44 @@ impl Room {
                 books.enlist(&victim, victim.used_at());
             }
         }
-        self.all_leave(books, chosen)
+        let leaving = |victim: Arc<Entry>| {
+            let leaving = books.leave(&victim, self);
+            (victim, leaving)
+        };
+        chosen.into_iter().map(leaving).collect()
     }
 
-    /// The same where the idle ones are not enough: of those in use, the ones that have been in memory for longest are to
-    /// yield. None that still owes an answer to those who waited for it, and none that came in just now.
-    pub fn choose_in_use(self: &Arc<Self>, entry: Option<&Entry>) -> Vec<(Arc<Entry>, Leaving)> {
+    /// The same where the idle ones are not enough: of those in use, the ones that have been in memory for longest. None
+    /// that still owes an answer to those who waited for it, and none that is spared.
+    pub fn choose_in_use(&self, entry: Option<&Entry>) -> Vec<Arc<Entry>> {
         let mut books = self.books();
         let missing = books.after(entry).saturating_sub(self.total);
         let may_go = |candidate: &&Arc<Entry>| {
-            let free = candidate.waiting() == 0 && candidate.spared_until() <= now();
+            let yields = candidate.waiting() == 0 && candidate.spared_until() <= now();
+            let free = yields || !candidate.is_needed();
             free && look(candidate) != Use::Gone && candidate.turn.try_lock().is_ok()
         };
-        let mut candidates: Vec<_> = books.order.items().filter(may_go).cloned().collect();
-        candidates.sort_by_key(|candidate| (candidate.is_answering(), candidate.spared_until()));
+        let mut chosen: Vec<_> = books.order.items().filter(may_go).cloned().collect();
+        // Requests come and go meanwhile.
+        chosen.sort_by_cached_key(|candidate| (candidate.is_answering(), candidate.spared_until()));
         let mut freed = 0;
-        candidates.retain(|candidate| {
+        chosen.retain(|candidate| {
             let needed = freed < missing;
             freed += candidate.held();
             needed
         });
         if freed < missing {
-            candidates.clear();
+            chosen.clear();
         }
-        for candidate in &candidates {
+        for candidate in &chosen {
             books.order.remove(candidate.id);
         }
-        self.all_leave(books, candidates)
+        chosen
     }
 
-    fn all_leave(
-        self: &Arc<Self>,
-        mut books: MutexGuard<'_, Books>,
-        victims: Vec<Arc<Entry>>,
-    ) -> Vec<(Arc<Entry>, Leaving)> {
-        let leave = |victim: Arc<Entry>| {
-            let leaving = books.leave(&victim, self);
-            (victim, leaving)
-        };
-        victims.into_iter().map(leave).collect()
+    /// How long memory has been neither freed nor given.
+    pub fn unchanged(&self) -> Duration {
+        self.books().progress.elapsed()
     }
 
     /// Counts on the memory of one that is evicted, though nobody needs it.
@@ -333,28 +337,54 @@ mod tests {
     }
 
     #[test]
-    fn of_those_in_use_the_longest_there_yield_but_none_that_is_waited_for_or_came_just_now() {
+    fn of_those_in_use_the_longest_there_yield_but_none_that_is_waited_for_or_spared() {
         let room = Room::new(100);
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| entry(&room, name, 25, State::Loaded));
-        let _busy: Vec<_> = [&a, &b, &c, &d].map(Entry::enter).into_iter().collect();
+        let busy = [&a, &b, &c, &d].map(Entry::enter);
         b.spare(Duration::ZERO);
         c.spare(Duration::from_secs(60));
         let waits = d.wait();
-        let wants = |bytes| entry(&room, "new", bytes, State::Loading);
-        assert!(room.choose(Some(&wants(25))).is_empty());
-        assert!(
-            room.choose_in_use(Some(&wants(75))).is_empty(),
-            "not enough"
-        );
+        let chosen = |bytes| {
+            let new = entry(&room, "new", bytes, State::Loading);
+            let chosen = room.choose_in_use(Some(&new));
+            chosen.iter().for_each(|entry| room.put_back(entry));
+            let names = chosen.iter().map(|entry| entry.internal.clone());
+            names.collect::<Vec<_>>()
+        };
+        let new = entry(&room, "new", 25, State::Loading);
+        assert!(room.choose(Some(&new)).is_empty());
+        assert!(chosen(75).is_empty(), "not enough");
         drop(waits);
-        let chosen = room.choose_in_use(Some(&wants(50)));
-        assert_eq!(names(&chosen), ["a", "d"]);
-        assert!(
-            room.choose_in_use(Some(&wants(50))).is_empty(),
-            "on its way"
-        );
-        let chosen = room.choose_in_use(Some(&wants(75)));
-        assert_eq!(names(&chosen), ["b"]);
+        assert_eq!(chosen(50), ["a", "d"]);
+        assert_eq!(chosen(75), ["a", "d", "b"]);
+        drop(busy);
+        assert_eq!(chosen(100).len(), 4, "who is idle is not spared");
+    }
+
+    #[test]
+    fn those_in_use_are_sorted_while_that_changes() {
+        let room = Room::new(1_000);
+        let entries: Vec<_> = (0..200)
+            .map(|number| entry(&room, &number.to_string(), 5, State::Loaded))
+            .collect();
+        let new = entry(&room, "new", 500, State::Loading);
+        std::thread::scope(|scope| {
+            let choosing = scope.spawn(|| {
+                for _ in 0..2_000 {
+                    let chosen = room.choose_in_use(Some(&new));
+                    chosen.iter().for_each(|entry| room.put_back(entry));
+                }
+            });
+            let mut in_flight: Vec<_> = entries.iter().map(|_| None).collect();
+            while !choosing.is_finished() {
+                for (entry, held) in entries.iter().zip(&mut in_flight) {
+                    *held = match held.take() {
+                        Some(_) => None,
+                        None => entry.enter(),
+                    };
+                }
+            }
+        });
     }
 
     #[test]

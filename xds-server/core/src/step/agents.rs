@@ -312,8 +312,8 @@ fn add(name: &Arc<str>, version: &mut Version, index: u32, state: ReplicaState, 
     world.set_state(version, at, state, None);
     version.replicas[at].routed = true;
     recount_excess(version, index, world);
-    // Only where models rest too much can be booked: what rested comes back.
-    if world.config.model_autoscaling && scaling::may_rest(&version.spec) {
+    // What rested before comes back, perhaps to more than there is room for.
+    if scaling::may_rest(&version.spec) {
         world.note_crowded(version, at);
     }
 }
