@@ -98,7 +98,7 @@ impl Registry {
         let room = &self.0.room;
         let wanted = entry.map(|entry| &**entry);
         let first_since = Instant::now();
-        let mut look_again = first_since;
+        let (mut begun, mut look_again) = (first_since, first_since);
         // Held by those that are to yield: what they free is for whoever asked for it.
         let yielding = Arc::new(());
         let listener = room.bell.listen();
@@ -117,13 +117,15 @@ impl Registry {
                 tokio::spawn(self.clone().evict(victim, leaving));
             }
             let now = Instant::now();
-            if Arc::strong_count(&yielding) == 1 {
+            // As others must not wait for an inference server that hangs, they are waited for like any eviction.
+            let awaited = Arc::strong_count(&yielding) > 1 && now - begun < COUNTED_UPON;
+            if !awaited {
                 if now - first_since >= FIRST_IN_LINE {
                     return false;
                 }
                 let stuck = since.elapsed().min(room.unchanged()) >= FAIR;
                 if none && stuck && now >= look_again {
-                    look_again = now + LOOK_ANYWAY;
+                    (begun, look_again) = (now, now + LOOK_ANYWAY);
                     for victim in room.choose_in_use(wanted) {
                         let yields =
                             self.clone()
