@@ -56,7 +56,8 @@ impl Registry {
                 others.push(entry);
             }
         }
-        others.sort_by_key(|entry| std::cmp::Reverse(entry.used_at()));
+        // Requests that are refused meanwhile are uses, too: each time is read once.
+        others.sort_by_cached_key(|entry| std::cmp::Reverse(entry.used_at()));
         let work = tokio::spawn(self.clone().restore_all(others, suspects));
         let finished = tokio::time::timeout(self.0.times.restore, work)
             .await
