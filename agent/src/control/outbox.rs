@@ -21,7 +21,6 @@ const REFUSALS: u32 = 5;
 
 #[derive(Debug)]
 struct Waiting {
-    version: u32,
     outcome: Outcome,
     refusals: u32,
 }
@@ -42,7 +41,6 @@ impl Outbox {
         self.lock().insert(
             (name.to_owned(), version),
             Waiting {
-                version,
                 outcome,
                 refusals: 0,
             },
@@ -93,7 +91,7 @@ impl Outbox {
         key: (String, u32),
         mut waiting: Waiting,
     ) -> bool {
-        let mut request = Request::new(message(identity, registry, &key.0, &waiting));
+        let mut request = Request::new(message(identity, registry, &key, &waiting.outcome));
         request.set_timeout(LIMIT);
         let Err(status) = client.agent_event(request).await else {
             return true;
@@ -130,10 +128,10 @@ impl Outbox {
 fn message(
     identity: &Identity,
     registry: &Registry,
-    name: &str,
-    waiting: &Waiting,
+    (name, version): &(String, u32),
+    outcome: &Outcome,
 ) -> ModelEventMessage {
-    let (event, text) = match &waiting.outcome {
+    let (event, text) = match outcome {
         Outcome::Loaded => (Event::Loaded, ""),
         Outcome::LoadFailed(reason) => (Event::LoadFailed, reason.as_str()),
         Outcome::Unloaded => (Event::Unloaded, ""),
@@ -143,13 +141,12 @@ fn message(
     ModelEventMessage {
         server_name: identity.server_name.clone(),
         replica_idx: identity.replica_idx,
-        model_name: name.to_owned(),
-        model_version: waiting.version,
+        model_name: name.clone(),
+        model_version: *version,
         event: event.into(),
         message: text.to_owned(),
         available_memory_bytes: registry.available(),
-        runtime_info: (event == Event::Loaded)
-            .then(|| registry.runtime_info(name, waiting.version)),
+        runtime_info: (event == Event::Loaded).then(|| registry.runtime_info(name, *version)),
         usage: None,
     }
 }

@@ -387,9 +387,15 @@ impl Drop for Waiting {
     }
 }
 
-/// The model without an inline storage configuration: what may lie on the disk that models share, and what makes two
-/// orders of one version the same.
-pub fn without_credentials(mut version: ModelVersion) -> ModelVersion {
+/// What is kept of an order on the disk that models share. What the model needs at run time is read from its files, by
+/// whoever finds the record.
+pub fn record(version: ModelVersion) -> Vec<u8> {
+    without_credentials(version).encode_to_vec()
+}
+
+/// The model without an inline storage configuration: what may lie on the disk, and what makes two orders of one version
+/// the same.
+fn without_credentials(mut version: ModelVersion) -> ModelVersion {
     let spec = version
         .model
         .as_mut()
@@ -463,7 +469,7 @@ mod tests {
     #[test]
     fn credentials_stay_in_memory() {
         let secret = storage_config::Config::StorageRcloneConfig("PLANTED".into());
-        let plain = without_credentials(version(1, Some(secret.clone()))).encode_to_vec();
+        let plain = record(version(1, Some(secret.clone())));
         assert!(!String::from_utf8_lossy(&plain).contains("PLANTED"));
         let named = version(
             1,

@@ -98,9 +98,9 @@ impl Registry {
         let room = &self.0.room;
         let wanted = entry.map(|entry| &**entry);
         let first_since = Instant::now();
-        let (mut begun, mut look_again) = (first_since, first_since);
         // Held by those that are to yield: what they free is for whoever asked for it.
         let yielding = Arc::new(());
+        let mut asked_to_yield: Option<Instant> = None;
         let listener = room.bell.listen();
         loop {
             // Listened to first: whoever ends a request after it was found in use rings.
@@ -116,22 +116,18 @@ impl Registry {
             for (victim, leaving) in chosen {
                 tokio::spawn(self.clone().evict(victim, leaving));
             }
-            let now = Instant::now();
+            let recently = |time| asked_to_yield.is_some_and(|asked| asked.elapsed() < time);
             // As others must not wait for an inference server that hangs, they are waited for like any eviction.
-            let awaited = Arc::strong_count(&yielding) > 1 && now - begun < COUNTED_UPON;
-            if !awaited {
-                if now - first_since >= FIRST_IN_LINE {
-                    return false;
-                }
-                let stuck = since.elapsed().min(room.unchanged()) >= FAIR;
-                if none && stuck && now >= look_again {
-                    (begun, look_again) = (now, now + LOOK_ANYWAY);
-                    for victim in room.choose_in_use(wanted) {
-                        let yields =
-                            self.clone()
-                                .have_yield(victim, entry.cloned(), yielding.clone());
-                        tokio::spawn(yields);
-                    }
+            let awaited = Arc::strong_count(&yielding) > 1 && recently(COUNTED_UPON);
+            if !awaited && first_since.elapsed() >= FIRST_IN_LINE {
+                return false;
+            }
+            let stuck = none && since.elapsed().min(room.unchanged()) >= FAIR;
+            if stuck && !awaited && !recently(LOOK_ANYWAY) {
+                asked_to_yield = Some(Instant::now());
+                for victim in room.choose_in_use(wanted) {
+                    let (wanted, under_way) = (entry.cloned(), yielding.clone());
+                    tokio::spawn(self.clone().have_yield(victim, wanted, under_way));
                 }
             }
             let _ = tokio::time::timeout(LOOK_ANYWAY, rung).await;

@@ -206,7 +206,7 @@ impl Registry {
 
     /// What the scheduler needs to know to count this model's memory here.
     pub fn runtime_info(&self, name: &str, version: u32) -> ModelRuntimeInfo {
-        self.0.repository.runtime_info(&format!("{name}_{version}"))
+        self.0.repository.runtime_info(&internal(name, version))
     }
 
     /// Models the scheduler has here, as it sent them.
@@ -410,5 +410,10 @@ pub fn internal_name(version: &ModelVersion) -> Result<String, String> {
             "model name {name:?} cannot be used: letters, digits, '-', '_' and '.' only"
         ));
     }
-    Ok(format!("{name}_{}", version.version))
+    Ok(internal(name, version.version))
+}
+
+/// The same for a name that was found usable, or is only looked for.
+fn internal(name: &str, version: u32) -> String {
+    format!("{name}_{version}")
 }

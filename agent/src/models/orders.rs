@@ -10,7 +10,7 @@ use prost::Message;
 use seldon_proto::agent::ModelVersion;
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{Entry, State, without_credentials};
+use super::entry::{Entry, State, record};
 use super::eviction::FAIR;
 use super::{Registry, internal_name};
 use crate::server::ServerError;
@@ -212,8 +212,7 @@ impl Registry {
             () = cancel.cancelled() => return Err(Broken::Cancelled),
             fetched = Box::pin(self.0.artefacts.fetch(&spec)) => fetched.map_err(|error| Broken::Failed(error.to_string()))?,
         };
-        // What the model needs at run time is read from its files, by whoever finds the record.
-        let record = without_credentials(version).encode_to_vec();
+        let record = record(version);
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
         let uri = crate::artefact::redacted(&spec.uri);
         // The copy, which is this model's alone, goes along and ends with the installation: it must outlast a caller that

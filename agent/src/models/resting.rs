@@ -2,12 +2,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use prost::Message;
 use seldon_proto::agent::ModelVersion;
 use tokio::sync::MutexGuard;
 
-use super::entry::{Entry, State, without_credentials};
-use super::{Registry, internal_name};
+use super::entry::{Entry, State, record};
+use super::{Registry, internal, name_of};
 
 /// How the scheduler wants a model kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,8 +20,7 @@ pub struct Keeping {
 impl Registry {
     /// Says whether an order is for a model that is here, in memory or not.
     pub fn has(&self, version: &ModelVersion) -> bool {
-        let internal = internal_name(version).ok();
-        let entry = internal.and_then(|internal| self.find(&internal));
+        let entry = self.find(&internal(name_of(version), version.version));
         entry.is_some_and(|entry| {
             let there = matches!(
                 entry.state(),
@@ -35,14 +33,14 @@ impl Registry {
     /// Follows what the scheduler said with an order, as far as nothing has to be waited for, unless it has said something
     /// newer.
     pub fn heed(&self, (name, version): (&str, u32), keeping: Keeping, sequence: u64) {
-        if let Some(entry) = self.find(&format!("{name}_{version}")) {
+        if let Some(entry) = self.find(&internal(name, version)) {
             heed(&entry, keeping, sequence);
         }
     }
 
     /// Follows all of it, when the order itself has been done: the model may be another entry now.
     pub async fn keep(&self, (name, version): (&str, u32), keeping: Keeping, sequence: u64) {
-        let Some(entry) = self.find(&format!("{name}_{version}")) else {
+        let Some(entry) = self.find(&internal(name, version)) else {
             return;
         };
         if !heed(&entry, keeping, sequence) {
@@ -51,10 +49,10 @@ impl Registry {
         if keeping.resting {
             self.put_to_rest(&entry).await;
         } else if entry.roused.swap(false, Ordering::SeqCst) {
+            // Most never rest: no word of them is on the disk.
             self.mark(&entry, &entry.turn.lock().await).await;
             self.rouse(&entry).await;
         }
-        // Most never rest: no word of them is on the disk.
     }
 
     /// Keeps on the disk whether a model rests; in its turn, so that what is written last is what it is then.
@@ -65,9 +63,7 @@ impl Registry {
         }
         let (repository, internal) = (self.0.repository.clone(), entry.internal.clone());
         // Its record along with it: the next scheduler is told by that what it may have missed.
-        let record = entry
-            .is_resting()
-            .then(|| without_credentials(entry.version()).encode_to_vec());
+        let record = entry.is_resting().then(|| record(entry.version()));
         let mark = move || repository.folders().mark(&internal, record.as_deref());
         if let Ok(Err(error)) = tokio::task::spawn_blocking(mark).await {
             tracing::warn!(model = entry.internal, %error, "a restarted agent will not know whether it rests");

@@ -145,10 +145,13 @@ impl Room {
     pub fn choose_in_use(&self, entry: Option<&Entry>) -> Vec<Arc<Entry>> {
         let mut books = self.books();
         let missing = books.after(entry).saturating_sub(self.total);
-        let may_go = |candidate: &&Arc<Entry>| {
-            let yields = candidate.waiting() == 0 && candidate.spared_until() <= now();
-            let free = yields || !candidate.is_needed();
-            free && look(candidate) != Use::Gone && candidate.turn.try_lock().is_ok()
+        let may_go = |candidate: &&Arc<Entry>| match look(candidate) {
+            Use::Idle(_) => true,
+            Use::Busy => {
+                let spared = candidate.waiting() > 0 || candidate.spared_until() > now();
+                !spared && candidate.turn.try_lock().is_ok()
+            }
+            Use::Gone => false,
         };
         let mut chosen: Vec<_> = books.order.items().filter(may_go).cloned().collect();
         // Requests come and go meanwhile.
